@@ -1,0 +1,1 @@
+"""The documented claims, one family to a file. Installed as ``residcheck.claims``."""

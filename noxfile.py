@@ -1,0 +1,62 @@
+"""Environments: ``nox -l`` lists them.
+
+Every session installs from the tested set in constraints.txt.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+MODELS = ("smollm2-135m", "gemma3-270m")
+
+
+def install(session: nox.Session, extra: str = "test") -> None:
+    # torch first, alone: nothing may pull another build of it.
+    session.install("--constraint", "constraints.txt", "torch")
+    session.install("--constraint", "constraints.txt", "--editable", f".[{extra}]")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests of residcheck itself, and the claims on the default model."""
+    install(session)
+    session.run("pytest", "tests", "claims", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: style and formatting."""
+    session.install("--constraint", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    install(session, "dev")
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize("model", MODELS)
+def claims(session: nox.Session, model: str) -> None:
+    """The claims on one built-in model, against its snapshots."""
+    install(session)
+    session.run("pytest", "--pyargs", "residcheck.claims", "--model", model, *session.posargs)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """What a user sees: the verdict tables of the built-in models and one report."""
+    install(session)
+    session.run("residcheck", "verify", *MODELS, "--report", "report.html", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks: paired ratios against a plain forward pass."""
+    install(session)
+    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs)

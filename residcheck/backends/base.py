@@ -1,0 +1,182 @@
+"""What a backend gives: an anatomy, taps on a forward pass, and the logits.
+
+Sites carry TransformerLens' hook names. Shapes: every tap sees
+``[batch, position, width]``; width is ``d_model``, or ``d_mlp`` for ``mlp_pre``.
+
+========== ==================================================================
+site       tensor
+========== ==================================================================
+resid_pre  the stream as the block receives it
+ln1_out    what the attention sublayer reads: after the first norm
+attn_out   what the attention sublayer adds to the stream (after a post-norm,
+           times a residual multiplier, where the architecture has them)
+resid_mid  the stream between the sublayers; sequential blocks only
+ln2_out    what the MLP reads: after the second norm
+mlp_pre    pre-activations of the hidden neurons; of the gate in a gated MLP
+mlp_out    what the MLP adds to the stream
+resid_post the stream as the block passes it on
+========== ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Site = Literal[
+    "resid_pre",
+    "ln1_out",
+    "attn_out",
+    "resid_mid",
+    "ln2_out",
+    "mlp_pre",
+    "mlp_out",
+    "resid_post",
+]
+SITES: tuple[Site, ...] = (
+    "resid_pre",
+    "ln1_out",
+    "attn_out",
+    "resid_mid",
+    "ln2_out",
+    "mlp_pre",
+    "mlp_out",
+    "resid_post",
+)
+Tap = Callable[[Tensor], Tensor | None]
+"""Sees a tensor as the pass produces it; may return another to go on with."""
+Taps = Mapping[tuple[int, Site], Tap]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model is built like, as far as the claims need to know.
+
+    ``missing`` maps each site that this architecture does not have to the reason.
+    """
+
+    model_type: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_mlp: int | None
+    norm: str
+    norm_eps: float
+    parallel: bool
+    gated: bool
+    activation: str
+    missing: Mapping[Site, str] = field(default_factory=dict)
+
+    def has(self, site: Site) -> bool:
+        return site not in self.missing
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What a norm layer does after normalising: ``x * gain + bias``, each ``[d_model]``."""
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+
+    @cached_property
+    def invertible(self) -> Bool[Tensor, " d_model"]:
+        """Where x can be recovered from ``x * gain + bias`` without losing its digits."""
+        known: Tensor = self.gain.abs() > 1e-3 * self.bias.abs()
+        return known
+
+
+class Backend(Protocol):
+    """A model that can be tapped."""
+
+    name: str
+    anatomy: Anatomy
+    version: str
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        taps: Taps,
+        *,
+        logits: bool,
+    ) -> Float[Tensor, "batch pos vocab"] | None:
+        """Run the model; without ``logits`` the pass ends at the last block."""
+        ...
+
+    def affine(self, layer: int, site: Site) -> Affine:
+        """Gain and bias still applied at ``ln1_out`` or ``ln2_out``."""
+        ...
+
+    def hook_name(self, layer: int, site: Site) -> str:
+        """What the library calls this place, for error messages."""
+        ...
+
+
+class EndOfPass(Exception):
+    """Raised at the last tap to leave a forward pass whose rest nobody needs."""
+
+
+def affine_of(norm: Any, d_model: int) -> Affine:
+    """Gain and bias of a norm module, found by feeding it, not by reading attributes.
+
+    For x of plus and minus ones with mean zero, the normalised vector is x / sqrt(1+eps),
+    so ``(norm(x) - norm(-x)) / 2`` is gain * x / sqrt(1 + eps) and ``(norm(x) + norm(-x)) / 2``
+    is the bias: true of LayerNorm, RMSNorm and Gemma's (1 + weight) alike. An odd width
+    gets a zero in one place; a second x with the zero elsewhere fills it.
+    """
+    signs = _signs(norm, d_model)
+    probes = [signs]
+    if d_model % 2:
+        probes = [signs.clone(), signs.clone()]
+        probes[0][-1] = 0
+        probes[1][0] = 0
+    gain, bias = torch.zeros_like(signs), torch.zeros_like(signs)
+    eps = norm_eps(norm, d_model)
+    for x in probes:
+        up, down = _feed(norm, x), _feed(norm, -x)
+        scale = (x.double().square().mean() + eps).sqrt().to(x.dtype)
+        gain = torch.where(x != 0, (up - down) / 2 / x * scale, gain)
+        bias = (up + down) / 2
+    return Affine(gain, bias)
+
+
+def norm_eps(norm: Any, d_model: int) -> float:
+    """The epsilon of a norm module: an attribute, or found by feeding it a small vector.
+
+    For x of size s, the normalised vector has size s / sqrt(s^2 + eps): with r the ratio of
+    the outputs at s and at 1, eps = s^2 (1 - r^2) / (r^2 - s^2).
+    """
+    for name in ("eps", "variance_epsilon", "norm_eps", "epsilon"):
+        if isinstance(getattr(norm, name, None), float):
+            return float(getattr(norm, name))
+    small, signs = 1e-3, _signs(norm, d_model)
+    sizes = [(_feed(norm, s * signs) - _feed(norm, -s * signs)).norm() for s in (small, 1.0)]
+    ratio = float((sizes[0] / sizes[1]) ** 2)
+    return max(0.0, small**2 * (1 - ratio) / (ratio - small**2))
+
+
+def is_centring(norm: Any, d_model: int) -> bool:
+    """Whether a norm module subtracts the mean: found by shifting its input by one."""
+    x = torch.randn(d_model, generator=torch.Generator().manual_seed(0)).to(_signs(norm, d_model))
+    shift = (_feed(norm, x + 1) - _feed(norm, x)).float().norm()
+    return bool(shift < _feed(norm, x).float().norm() / 10)  # 0.02 against 0.7 in bfloat16
+
+
+def _signs(norm: Any, d_model: int) -> Float[Tensor, " d_model"]:
+    """Plus and minus ones in turn, of the dtype and device of the norm's weights."""
+    weight = next(norm.parameters(), torch.empty(0))
+    signs = torch.ones(d_model, dtype=weight.dtype, device=weight.device)
+    signs[1::2] = -1
+    return signs
+
+
+@torch.no_grad()
+def _feed(norm: Any, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    output: Tensor = norm(x[None, None])
+    return output[0, 0]

@@ -1,0 +1,104 @@
+"""The ``transformers`` backend: forward hooks on the plain modules, nothing between."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from residcheck.backends.anatomy import Blocks, Part, dissect
+from residcheck.backends.base import Affine, EndOfPass, Site, Tap, Taps, affine_of
+from residcheck.models import LoadedModel
+
+
+class PlainBackend:
+    """Taps a transformers model through PyTorch's module hooks."""
+
+    name = "transformers"
+    version = transformers.__version__
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._blocks: Blocks = dissect(loaded.model)
+        self.anatomy = self._blocks.anatomy
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        taps: Taps,
+        *,
+        logits: bool,
+    ) -> Float[Tensor, "batch pos vocab"] | None:
+        with ExitStack() as hooks:
+            for (layer, site), tap in taps.items():
+                hooks.callback(self._attach(layer, site, tap, tokens.shape).remove)
+            if not logits:
+                last = self._blocks.modules[-1]
+                hooks.callback(last.register_forward_hook(_end_pass).remove)
+            try:
+                output = self._model(input_ids=tokens, attention_mask=mask, use_cache=False)
+            except EndOfPass:
+                return None
+        result: Tensor = output.logits
+        return result
+
+    def _attach(self, layer: int, site: Site, tap: Tap, shape: torch.Size) -> Any:
+        part = self._blocks.parts[site]
+        module = self._blocks.modules[layer].get_submodule(part.path)
+        read = _Reader(part, tap, shape)
+        if part.side == "input":
+            return module.register_forward_pre_hook(read.on_input, with_kwargs=True)
+        return module.register_forward_hook(read.on_output)
+
+    def affine(self, layer: int, site: Site) -> Affine:
+        return affine_of(self._norm(layer, site), self.anatomy.d_model)
+
+    def _norm(self, layer: int, site: Site) -> nn.Module:
+        return self._blocks.modules[layer].get_submodule(self._blocks.parts[site].path)
+
+    def hook_name(self, layer: int, site: Site) -> str:
+        part = self._blocks.parts[site]
+        where = f"{self._blocks.path}.{layer}" + (f".{part.path}" if part.path else "")
+        return f"{part.side} of {where}"
+
+
+def _end_pass(module: nn.Module, args: Any, output: Any) -> None:
+    raise EndOfPass
+
+
+class _Reader:
+    """Hands a module's tensor to a tap as ``[batch, position, width]`` and puts back
+    what the tap returns."""
+
+    def __init__(self, part: Part, tap: Tap, shape: torch.Size) -> None:
+        self.part, self.tap, self.shape = part, tap, shape
+
+    def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            replaced = self._read(args[0])
+            return None if replaced is None else ((replaced, *args[1:]), kwargs)
+        replaced = self._read(kwargs["hidden_states"])
+        return None if replaced is None else (args, kwargs | {"hidden_states": replaced})
+
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return self._read(output)
+        replaced = self._read(output[0])
+        return None if replaced is None else (replaced, *output[1:])
+
+    def _read(self, tensor: Tensor) -> Tensor | None:
+        seen = tensor.reshape(*self.shape, -1)  # OPT flattens batch and position
+        if self.part.share > 1:
+            seen = seen[..., : seen.shape[-1] // self.part.share]
+        if self.part.scale != 1.0:
+            seen = seen * self.part.scale
+        replaced = self.tap(seen)
+        if replaced is None:
+            return None
+        return (replaced / self.part.scale).reshape(tensor.shape)

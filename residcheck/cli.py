@@ -1,0 +1,290 @@
+"""The ``residcheck`` command: thin, and quick to answer; work is imported when it is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from residcheck import __version__
+from residcheck.errors import ExitStatus, ResidcheckError, UsageError
+
+if TYPE_CHECKING:
+    from residcheck.corpus import Prompts
+    from residcheck.curves import Run
+    from residcheck.models import ModelSpec
+
+Command = Callable[..., Any]
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_EXIT_STATUS = (
+    "Exit status: 0 nothing refuted or drifted, 1 something was, 2 wrong usage, "
+    "3 could not measure."
+)
+
+
+class _Group(click.Group):
+    """Turns every expected error into one message and the right exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ResidcheckError as error:
+            _stop(error)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(ExitStatus.INTERRUPTED)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], self.commands, n=1)
+            if close:
+                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from error
+            raise
+
+
+def _stop(error: ResidcheckError) -> NoReturn:
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+    sys.exit(error.exit_status)
+
+
+@click.group(cls=_Group, epilog=_EXIT_STATUS, context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="residcheck")
+def main() -> None:
+    """Is this finding about transformers true, here, now, on this model and library?
+
+    Documented claims about residual streams, tested on any causal language model. Each
+    claim is supported, refuted, inconclusive or not applicable, with an effect size and
+    an interval.
+
+    \b
+    Start with:  residcheck verify            (fetches a small real model)
+                 residcheck verify gpt2 --report gpt2.html
+    """
+
+
+def _measuring(command: Command) -> Command:
+    """The options that every measuring command has."""
+    options: Sequence[Callable[[Command], Command]] = (
+        click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps."),
+        click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64."),
+        click.option("--backend", metavar="NAME", help="transformer_lens (default), transformers."),
+        click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw."),
+        click.option("--prompts", metavar="FILE", type=_FILE,
+                     help="Text, one prompt a line, or JSON lines with 'text'."),
+        click.option("--max-tokens", metavar="N", type=int,
+                     help="Longest prompt, counting BOS (default 128)."),
+        click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=8,
+                     show_default=True, help="Prompts per forward pass."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _specs(models: Sequence[str], options: dict[str, Any]) -> list[ModelSpec]:
+    from residcheck.models import parse_spec
+
+    flags = {key: options[key] for key in ("device", "dtype", "backend", "processing")}
+    return [parse_spec(model).with_options(**flags) for model in models]
+
+
+def _interruptible(command: Command) -> Command:
+    """Ctrl-C during a pass keeps what was measured, where the user can find it."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from residcheck.measure import MeasurementInterrupted
+
+        try:
+            return command(*args, **kwargs)
+        except MeasurementInterrupted as stop:
+            if stop.run is not None:
+                from residcheck.curves import save_run
+
+                path = kwargs.get("out") or Path("residcheck-interrupted.json")
+                save_run(stop.run, path)
+                click.echo(
+                    f"interrupted: {stop.run.prompts.count} prompts were finished and are saved "
+                    f"in {path}\n  judge them with: residcheck report {path}",
+                    err=True,
+                )
+            raise KeyboardInterrupt from None
+
+    return run
+
+
+def _measure(spec: ModelSpec, prompts: Prompts, options: dict[str, Any]) -> Run:
+    from residcheck.console import progress_bars
+    from residcheck.measure import measure
+
+    with progress_bars() as progress:
+        return measure(
+            spec,
+            prompts,
+            max_tokens=options["max_tokens"],
+            batch_size=options["batch_size"],
+            progress=progress,
+        )
+
+
+@main.command(epilog=_EXIT_STATUS)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@_measuring
+@click.option("--report", metavar="FILE.html", type=_FILE, help="Write an HTML report.")
+@click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write verdicts as JSON.")
+@click.option("--markdown", metavar="FILE", type=_FILE, help="Write a job summary in Markdown.")
+@click.option("--snapshots", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of snapshots (default: ./snapshots, then those shipped).")  # fmt: skip
+@_interruptible
+def verify(
+    models: tuple[str, ...],
+    report: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+    snapshots: Path | None,
+    **options: Any,
+) -> None:
+    """Check the claims on each MODEL: a built-in name, hub id, folder or .gguf file.
+
+    Without MODEL, the default built-in model. Options may follow a model's name:
+    gpt2-xl@REVISION,dtype=bf16,backend=transformers.
+    """
+    from residcheck.corpus import read_prompts
+    from residcheck.models import DEFAULT_MODEL
+
+    specs = _specs(models or (DEFAULT_MODEL,), options)
+    prompts = read_prompts(options["prompts"])
+    outputs = _Outputs(report, json_file, markdown)
+    failure: ResidcheckError | None = None
+    for spec in specs:
+        try:
+            run = _measure(spec, prompts, options)
+        except UsageError:
+            raise
+        except ResidcheckError as error:  # the other models still have their turn
+            if len(specs) == 1:
+                raise
+            failure = error
+            click.echo(f"error: {spec}: {error}", err=True)
+            continue
+        outputs.add(run, snapshots)
+    if failure is not None:
+        sys.exit(ExitStatus.COULD_NOT_MEASURE)
+    outputs.exit()
+
+
+class _Outputs:
+    """Judges runs as they come, shows each, and keeps the asked-for files up to date."""
+
+    def __init__(
+        self, report: Path | None, json_file: Path | None = None, markdown: Path | None = None
+    ) -> None:
+        self._report, self._json, self._markdown = report, json_file, markdown
+        self._results: list[Any] = []
+
+    def add(self, run: Run, snapshots: Path | None) -> None:
+        from residcheck.console import show_result
+        from residcheck.judging import DEFAULT_SNAPSHOTS, judge_run
+        from residcheck.output import write_files
+
+        result = judge_run(run, None, snapshots or DEFAULT_SNAPSHOTS)
+        self._results.append(result)
+        show_result(result)
+        written = write_files(self._results, self._report, self._json, self._markdown)
+        for path in written:
+            click.echo(f"written: {path}")
+
+    def exit(self) -> NoReturn:
+        sys.exit(max((result.status for result in self._results), default=ExitStatus.OK))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", metavar="RUN.json", type=_FILE, required=True,
+              help="Run file to write; per-token arrays go beside it.")  # fmt: skip
+@_measuring
+@_interruptible
+def measure(model: str, out: Path, **options: Any) -> None:
+    """Measure every curve of MODEL and write a run file.
+
+    The file holds, under curves.NAME, 'mean' and 'gmean' per layer over prompts and
+    non-BOS positions, and 'bos' at position 0.
+    """
+    from residcheck.corpus import read_prompts
+    from residcheck.curves import save_run
+
+    spec = _specs((model,), options)[0]
+    run = _measure(spec, read_prompts(options["prompts"]), options)
+    save_run(run, out)
+    click.echo(
+        f"{run.model.id}: {len(run.curves)} curves over {run.prompts.count} prompt(s), "
+        f"{run.prompts.tokens:,} tokens, {run.n_layers} layers\nwritten: {out}"
+    )
+
+
+@main.command(epilog=_EXIT_STATUS)
+@click.argument("runs", nargs=-1, required=True, type=_FILE, metavar="RUN.json...")
+@click.option("--report", "-o", metavar="FILE.html", type=_FILE, help="HTML file to write.")
+@click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write verdicts as JSON.")
+@click.option("--markdown", metavar="FILE", type=_FILE, help="Write a job summary in Markdown.")
+@click.option("--snapshots", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of snapshots (default: ./snapshots, then those shipped).")  # fmt: skip
+def report(
+    runs: tuple[Path, ...],
+    report: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+    snapshots: Path | None,
+) -> None:
+    """Judge saved runs again, without their models, and write a report.
+
+    Without -o, the report is written beside the first run file.
+    """
+    from residcheck.curves import load_run
+
+    outputs = _Outputs(report or runs[0].with_suffix(".html"), json_file, markdown)
+    for run in [load_run(path) for path in runs]:
+        outputs.add(run, snapshots)
+    outputs.exit()
+
+
+@main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL|RUN.json]...")
+def claims(models: tuple[str, ...]) -> None:
+    """List what is checked: source, published numbers, and what applies to each MODEL.
+
+    MODEL may be a run file; otherwise the model is loaded to see how it is built.
+    """
+    from residcheck.claim import all_claims
+    from residcheck.console import progress_bars, show_claims
+    from residcheck.curves import ModelInfo, load_run
+    from residcheck.models import parse_spec
+
+    infos: list[ModelInfo] = []
+    for text in models:
+        if text.endswith(".json"):
+            infos.append(load_run(Path(text)).model)
+            continue
+        from residcheck.measure import describe
+
+        with progress_bars() as progress:
+            infos.append(describe(parse_spec(text), progress))
+    show_claims(all_claims(), infos)
+
+
+@main.command()
+def models() -> None:
+    """List the built-in models: what is cached, where, and how big."""
+    from residcheck.console import show_models
+
+    show_models()

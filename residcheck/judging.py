@@ -1,0 +1,59 @@
+"""From a run to a result: judge every claim, and look for drift. No model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from residcheck.claim import Claim, all_claims
+from residcheck.curves import Run
+from residcheck.result import Drift, Judged, ModelResult
+from residcheck.snapshot import (
+    comparable,
+    compare_documents,
+    curve_document,
+    read,
+    recorded_outcome,
+    verdict_name,
+)
+
+DEFAULT_SNAPSHOTS = Path("snapshots")
+
+
+def judge(claim: Claim, run: Run, snapshots: Path = DEFAULT_SNAPSHOTS) -> Judged:
+    """A claim's verdict on a run, beside the one recorded for this model.
+
+    Raises:
+        RunFileError: the record cannot be read.
+    """
+    verdict = claim.evaluate(run)
+    record = read(snapshots, run.model.id, verdict_name(claim.id))
+    alike = record is not None and not comparable(record, run)
+    return Judged(claim, verdict, recorded_outcome(record), alike)
+
+
+def drift(run: Run, name: str, snapshots: Path = DEFAULT_SNAPSHOTS) -> Drift | None:
+    """How a curve left its snapshot; None if it did not, or if there is none to compare."""
+    stored = read(snapshots, run.model.id, name)
+    if stored is None or comparable(stored, run):
+        return None
+    comparison = compare_documents(stored, curve_document(run, name))
+    if comparison.same:
+        return None
+    accept = f"pytest --pyargs residcheck.claims --model {run.model.id} --snapshot-update"
+    return Drift(name, comparison.message(accept))
+
+
+def judge_run(
+    run: Run, claims: Sequence[Claim] | None = None, snapshots: Path = DEFAULT_SNAPSHOTS
+) -> ModelResult:
+    """Every claim on one run, and every curve against its snapshot."""
+    chosen = all_claims() if claims is None else claims
+    judged = tuple(judge(claim, run, snapshots) for claim in chosen)
+    drifts = tuple(d for name in run.curves if (d := drift(run, name, snapshots)) is not None)
+    return ModelResult(run, judged, drifts)
+
+
+def needed_curves(claims: Sequence[Claim]) -> tuple[str, ...]:
+    """The union of what the claims need, each once."""
+    return tuple(dict.fromkeys(name for claim in claims for name in claim.curves))

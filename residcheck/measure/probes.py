@@ -1,0 +1,92 @@
+"""Two small experiments beside the pass: what padding does, and what centring does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from residcheck.backends import Backend, Site, Tap, Taps
+from residcheck.curves import Curve
+from residcheck.measure.gate import logit_distance
+from residcheck.measure.tokens import Encoded, pad
+
+_PROMPTS = 3
+_TOKENS = 8
+_PADDING = 4
+
+
+def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, Curve]:
+    """How far BOS and padding positions differ between prompts of different text.
+
+    Prompts are padded on the left, so that padding comes first and, attending to nothing
+    before it but padding, can only depend on its position. Gives, in units of the norm of
+    the first prompt's vector, the largest distance of another prompt's ``resid_post``:
+    ``bos_spread`` per layer, ``padding_spread`` per padding position and layer.
+    """
+    different = list(dict.fromkeys(ids[:_TOKENS] for ids in encoded.ids))
+    longest = max(map(len, different))
+    texts = [ids for ids in different if len(ids) == longest][:_PROMPTS]
+    tokens, mask = pad(texts, encoded.pad_id, "left", longest + _PADDING)
+    spreads: list[Float[Tensor, " pos"]] = []
+
+    def spread(x: Float[Tensor, "batch pos d"]) -> None:
+        x = x[:, : _PADDING + 1].double()
+        distance = (x - x[:1]).norm(dim=-1).amax(dim=0)
+        spreads.append((distance / x[0].norm(dim=-1)).cpu())
+
+    taps: Taps = {(n, "resid_post"): spread for n in range(backend.anatomy.n_layers)}
+    backend.forward(tokens.to(device), mask.to(device), taps, logits=False)
+    table = torch.stack(spreads, dim=-1).numpy()
+    if len(texts) < 2:  # nothing to compare with
+        table = np.full_like(table, np.nan)
+    return {
+        "bos_spread": Curve("bos_spread", ("layer",), table[_PADDING], "relative distance"),
+        "padding_spread": Curve(
+            "padding_spread", ("position", "layer"), table[:_PADDING], "relative distance"
+        ),
+    }
+
+
+def centring_probe(
+    backend: Backend, tokens: Int[Tensor, "batch pos"], centred_weights: bool
+) -> dict[str, Curve]:
+    """What changes when every write to the stream has its mean subtracted.
+
+    Subtracting the mean of what is written is what centred writing weights do. Where the
+    library says that its weights are centred, the stream's mean is taken as it comes;
+    where they are raw, with the subtraction. Gives ``centred_mean``, the largest
+    ``|mean| * sqrt(d_model) / norm`` of ``resid_post`` over tokens, per layer, and
+    ``centring_logit_shift``, the distance of the log-probabilities.
+    """
+    anatomy = backend.anatomy
+    means: list[float] = []
+
+    def centre(x: Tensor) -> Tensor:
+        return x - x.mean(dim=-1, keepdim=True)
+
+    def note_mean(x: Float[Tensor, "batch pos d"]) -> None:
+        x = x.double()
+        share = x.mean(dim=-1).abs() * anatomy.d_model**0.5 / x.norm(dim=-1)
+        means.append(float(share.max()))
+
+    layers = range(anatomy.n_layers)
+    noting: dict[tuple[int, Site], Tap] = {(n, "resid_post"): note_mean for n in layers}
+    centring: dict[tuple[int, Site], Tap] = {(0, "resid_pre"): centre}
+    for layer in layers:
+        centring[layer, "attn_out"] = centring[layer, "mlp_out"] = centre
+    mask = torch.ones_like(tokens)
+    if centred_weights:
+        plain = backend.forward(tokens, mask, noting, logits=True)
+        centred = backend.forward(tokens, mask, centring, logits=True)
+    else:
+        plain = backend.forward(tokens, mask, {}, logits=True)
+        centred = backend.forward(tokens, mask, centring | noting, logits=True)
+    assert plain is not None
+    assert centred is not None
+    shift = np.asarray([logit_distance(centred, plain)])
+    return {
+        "centred_mean": Curve("centred_mean", ("layer",), np.asarray(means), "relative mean"),
+        "centring_logit_shift": Curve("centring_logit_shift", ("pass",), shift, "relative shift"),
+    }

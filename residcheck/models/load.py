@@ -1,0 +1,240 @@
+"""From a spec to a loaded transformers model with a known identity."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from residcheck.errors import (
+    LoadError,
+    NonFiniteError,
+    UnsupportedModelError,
+    UsageError,
+)
+from residcheck.models.builtin import BUILTIN
+from residcheck.models.cache import sha256, weights_digest
+from residcheck.models.gguf import cached_builtin, cached_gguf
+from residcheck.models.quiet import quiet_libraries
+from residcheck.models.spec import ModelSpec
+from residcheck.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A plain transformers model on its device, its tokenizer, and what it is.
+
+    ``id`` is the name to show and to file snapshots under; ``weights`` identifies
+    the numbers: ``sha256:...`` of the files, or ``revision:...`` from a hub.
+    """
+
+    id: str
+    weights: str
+    model: Any
+    tokenizer: Any
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class _Located:
+    id: str
+    source: str
+    revision: str | None
+    weights: str | None
+
+
+def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
+    """Load ``spec`` through transformers: safetensors only, no remote code.
+
+    Raises:
+        UsageError: an unknown name or a device that is not there.
+        LoadError: no network and nothing cached, damaged or pickled weights.
+        UnsupportedModelError: not a causal language model.
+        NonFiniteError: NaN or infinity in a weight.
+    """
+    check_device(spec.device)
+    located = _locate(spec, progress)
+    progress(f"loading {located.id}", 0, None)
+    with quiet_libraries():
+        config = _config(located)
+        _refuse_other_kinds(located.id, config)
+        model, tokenizer = _model_and_tokenizer(located, spec)
+    _refuse_nonfinite(located.id, model)
+    weights = located.weights or f"revision:{config._commit_hash or located.revision}"
+    try:
+        model.to(spec.device)
+    except (RuntimeError, MemoryError) as error:
+        raise LoadError(
+            f"{located.id} does not fit on {spec.device}: {_first_line(error)}",
+            "try dtype=bf16, a smaller model, or another device",
+        ) from error
+    return LoadedModel(located.id, weights, model.eval(), tokenizer, spec)
+
+
+def check_device(device: str) -> None:
+    """Raises :class:`UsageError` where this machine or torch build lacks ``device``."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device mps is not available here", "use --device cpu")
+    if kind != "cuda":
+        return
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "none: a CPU build of torch"
+        raise UsageError(
+            f"device {device} was asked for, but torch finds no CUDA GPU here (CUDA: {built})",
+            "use --device cpu, or install a CUDA build of torch (see the README)",
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {device} does not exist: torch sees {torch.cuda.device_count()} GPU(s)"
+        )
+
+
+def _locate(spec: ModelSpec, progress: Progress) -> _Located:
+    path = Path(spec.name).expanduser()
+    if spec.name in BUILTIN:
+        entry = cached_builtin(BUILTIN[spec.name], progress)
+        return _Located(spec.name, str(entry.folder), None, entry.weights)
+    if path.is_file() and path.suffix == ".gguf":
+        entry = cached_gguf(path, progress)
+        return _Located(path.stem, str(entry.folder), None, entry.weights)
+    if path.is_dir():
+        return _local_folder(path.resolve(), progress)
+    if path.exists():
+        raise UsageError(f"{path} is neither a model folder nor a .gguf file")
+    if path.is_absolute() or spec.name.startswith((".", "~")) or path.suffix == ".gguf":
+        raise UsageError(f"there is no {path}")
+    _refuse_misspelt(spec.name)
+    return _Located(spec.name, spec.name, spec.revision, None)
+
+
+def _local_folder(folder: Path, progress: Progress) -> _Located:
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is not a model folder: it has no config.json",
+            "give the folder that save_pretrained wrote",
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        raise LoadError(
+            f"{folder} has no safetensors weights"
+            + (f", only {pickles[0].name}, which would have to be unpickled" if pickles else ""),
+            "save it again with save_pretrained (safetensors); pickles are never opened",
+        )
+    digest = weights_digest({file.name: sha256(file, progress) for file in files})
+    return _Located(folder.name, str(folder), None, digest)
+
+
+def _refuse_misspelt(name: str) -> None:
+    """A bare name close to a built-in one is a slip, not a hub id."""
+    close = difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.6)
+    if close and "/" not in name:
+        raise UsageError(
+            f"unknown model {name!r}; did you mean {close[0]!r}?",
+            "residcheck models lists the built-in ones; "
+            "any hub id, model folder or .gguf file works too",
+        )
+
+
+def _offline() -> bool:
+    truthy = {"1", "true", "yes", "on"}
+    flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(flag, "").lower() in truthy for flag in flags)
+
+
+def _config(located: _Located) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            located.source, revision=located.revision, trust_remote_code=False
+        )
+    except Exception as error:  # the hub client raises many kinds
+        raise _cannot_load(located, error) from error
+
+
+def _cannot_load(located: _Located, error: Exception) -> LoadError:
+    reason = _first_line(error)
+    if located.weights is not None:
+        return LoadError(
+            f"cannot load {located.source}: {reason}",
+            "the folder may be damaged or incomplete; save or copy it again",
+        )
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
+            f"{located.id} needs code from the hub, which residcheck never runs",
+            "use a model that transformers implements itself",
+        )
+    close = difflib.get_close_matches(located.id.lower(), BUILTIN, n=1, cutoff=0.4)
+    nearest = close[0] if close else ", ".join(BUILTIN)
+    why = "offline mode is set and it is not cached" if _offline() else reason
+    return LoadError(
+        f"cannot get {located.id!r} from the model hub: {why}",
+        f"check the name and the network; built in and needing no hub: {nearest}",
+    )
+
+
+def _refuse_other_kinds(model_id: str, config: Any) -> None:
+    from transformers.models.auto import modeling_auto
+
+    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    declared = list(getattr(config, "architectures", None) or [])
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif config.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = f"of type {config.model_type!r}, which transformers has no causal language model for"
+    elif declared and not causal & set(declared) and not declared[0].endswith("Model"):
+        kind = f"a {declared[0]}"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"{model_id} is not a causal language model: it is {kind}",
+        "residcheck measures decoder-only models, where each token reads the earlier ones",
+    )
+
+
+def _model_and_tokenizer(located: _Located, spec: ModelSpec) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # TransformerBridge computes attention itself, as eager does; None is transformers' choice.
+    attention = spec.attention or ("eager" if spec.backend == "transformer_lens" else None)
+    common = {"revision": located.revision, "trust_remote_code": False}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.source,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(located.source, **common)
+    except Exception as error:  # safetensors, the hub and torch raise many kinds
+        raise _cannot_load(located, error) from error
+    absent = sorted({*info["missing_keys"], *(str(k[0]) for k in info["mismatched_keys"])})
+    if absent:
+        raise LoadError(
+            f"{located.id} lacks weights that its architecture needs: {', '.join(absent[:3])}"
+            + (f" and {len(absent) - 3} more" if len(absent) > 3 else ""),
+            "the files are incomplete or belong to another architecture",
+        )
+    return model, tokenizer
+
+
+def _refuse_nonfinite(model_id: str, model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise NonFiniteError(
+                f"{model_id} has NaN or infinity in its weights: {name}",
+                "the checkpoint is damaged or was saved from a diverged run",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,126 @@
+"""A model in one string: ``NAME[@REVISION][,option=value...]``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from residcheck.errors import UsageError
+
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "float64": "float64",
+    "fp64": "float64",
+    "f64": "float64",
+    "double": "float64",
+}
+BACKENDS = ("transformer_lens", "transformers")
+PROCESSING = ("processed", "raw")
+OPTIONS = ("dtype", "device", "backend", "processing", "attention")
+
+_TRAILING_OPTIONS = re.compile(r"^(?P<name>.*?)(?P<options>(?:,[a-z_]+=[^,=]*)*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how to run it.
+
+    Args:
+        name: a built-in name, a hub id, or the path of a folder or ``.gguf`` file.
+        revision: branch, tag or commit of a hub model.
+        dtype: what the model computes in; ``float32`` unless said.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        backend: the library that taps the model.
+        processing: ``processed`` weights (gains folded, writing weights centred) as
+            TransformerLens makes them, or ``raw`` ones. The ``transformers`` backend
+            runs the plain modules and so is always ``raw``.
+        attention: attention kernel of transformers (``eager``, ``sdpa``,
+            ``flash_attention_2``); empty for the backend's default.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    backend: str = "transformer_lens"
+    processing: str = ""
+    attention: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("the model's name is empty", "try: residcheck models")
+        object.__setattr__(self, "dtype", _one_of("dtype", self.dtype, DTYPES))
+        _one_of("backend", self.backend, BACKENDS)
+        raw_only = self.backend == "transformers"
+        processing = self.processing or ("raw" if raw_only else "processed")
+        _one_of("processing", processing, PROCESSING)
+        if raw_only and processing != "raw":
+            raise UsageError(
+                "the transformers backend runs the plain modules: it has no processed weights",
+                "leave processing out, or use backend=transformer_lens",
+            )
+        object.__setattr__(self, "processing", processing)
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+            raise UsageError(f"unknown device {self.device!r}", "use cpu, cuda, cuda:N or mps")
+
+    def with_options(self, **options: str | None) -> ModelSpec:
+        """This spec with some options replaced; None and empty values leave them alone."""
+        given = {key: value for key, value in options.items() if value}
+        if "backend" in given and "processing" not in given:
+            given["processing"] = ""
+        return replace(self, **given)
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """Read a spec string.
+
+    A path that exists is taken whole, so that commas and at-signs in paths work.
+
+    Raises:
+        UsageError: an option that does not exist or a value that it does not take.
+    """
+    text = text.strip()
+    if Path(text).exists():
+        return ModelSpec(text)
+    match = _TRAILING_OPTIONS.match(text)
+    assert match is not None  # the name matches anything
+    name, options = match["name"], _read_options(match["options"], text)
+    revision = None
+    if "@" in name and not Path(name).exists():
+        name, _, revision = name.rpartition("@")
+        if not revision:
+            raise UsageError(f"no revision after '@' in {text!r}")
+    return ModelSpec(name, revision).with_options(**options)
+
+
+def _read_options(text: str, spec: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in OPTIONS:
+            raise UsageError(
+                f"unknown option {key!r} in model spec {spec!r}",
+                f"options are {', '.join(OPTIONS)}",
+            )
+        if not value:
+            raise UsageError(f"option {key!r} has no value in model spec {spec!r}")
+        options[key] = value
+    return options
+
+
+def _one_of(what: str, value: str, known: dict[str, str] | tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"unknown {what} {value!r}", f"use one of {', '.join(known)}")
+    return known[value] if isinstance(known, dict) else value

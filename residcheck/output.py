@@ -1,0 +1,77 @@
+"""The files that a verification leaves: HTML report, JSON verdicts, Markdown summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from residcheck.errors import ResidcheckError
+from residcheck.report import render_markdown, write_html
+from residcheck.result import ModelResult
+
+SCHEMA = "residcheck.verdicts/1"
+
+
+def write_files(
+    results: Sequence[ModelResult],
+    html: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> list[Path]:
+    """Write what was asked for; returns the paths written.
+
+    Raises:
+        ResidcheckError: a file cannot be written.
+    """
+    if html is not None:
+        write_html(results, html)
+    if json_file is not None:
+        text = json.dumps(verdicts_document(results), indent=1, allow_nan=False)
+        _write(json_file, text + "\n")
+    if markdown is not None:
+        _write(markdown, render_markdown(results))
+    return [path for path in (html, json_file, markdown) if path is not None]
+
+
+def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
+    """Verdicts, estimates, drift and provenance of all models as plain data."""
+    return {
+        "schema": SCHEMA,
+        "models": [
+            {
+                "model": asdict(result.run.model),
+                "prompts": asdict(result.run.prompts),
+                "environment": dict(result.run.environment),
+                "complete": result.run.complete,
+                "verdicts": [
+                    judged.verdict.to_json()
+                    | {
+                        "statement": judged.claim.statement,
+                        "published": judged.claim.published,
+                        "source": str(judged.claim.source),
+                        "recorded": None if judged.recorded is None else judged.recorded.value,
+                        "fails": judged.fails,
+                    }
+                    for judged in result.judged
+                ],
+                "drifts": [asdict(drift) for drift in result.drifts],
+                "status": int(result.status),
+            }
+            for result in results
+        ],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ResidcheckError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

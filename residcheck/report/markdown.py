@@ -1,0 +1,69 @@
+"""The short form of a report: a job summary in GitHub's Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
+from residcheck.result import Judged, ModelResult
+from residcheck.stats import Outcome
+
+# What GitHub reads as markup, mathematics ($) and the edges of table cells (|) included.
+_MARKUP = re.compile(r"[\\`*_\[\]|~$#]")
+
+
+def render(results: Sequence[ModelResult]) -> str:
+    """Heading, summary, the table of verdicts, then a line for each that needs a look."""
+    page = outline(results)
+    blocks = [f"## residcheck: {plain(page.subject)}", plain(page.summary)]
+    if page.sections:
+        blocks.append(_table(page))
+    if lines := [*_notable(page), *_drifted(page)]:
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def plain(text: str) -> str:
+    """``text`` on one line, none of it read as HTML or Markdown."""
+    one_line = " ".join(text.split())
+    return _MARKUP.sub(lambda match: "\\" + match[0], html.escape(one_line, quote=False))
+
+
+def _table(page: Outline) -> str:
+    head = ["claim", *(plain(label) for label, _ in page.models)]
+    rows = [head, ["---"] * len(head), *map(_cells, page.sections)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(section: Section) -> list[str]:
+    return [plain(section.claim.id), *(_cell(cell) for cell in section.cells)]
+
+
+def _cell(answer: Answer | None) -> str:
+    return "" if answer is None else _label(answer.judged)
+
+
+def _label(judged: Judged) -> str:
+    label = f"{SYMBOLS[judged.verdict.outcome]} {plain(judged.label)}"
+    return f"**{label}**" if judged.fails else label
+
+
+def _notable(page: Outline) -> list[str]:
+    """A line with the measured numbers for each claim that was refuted or that changed."""
+    lines: list[str] = []
+    for answer in page.answers:
+        judged = answer.judged
+        if judged.changed or judged.verdict.outcome is Outcome.REFUTED:
+            said = "; ".join(filter(None, (judged.verdict.measured, judged.verdict.note)))
+            subject = plain(f"{judged.claim.id} on {answer.model}")
+            lines.append(f"- {subject}: {_label(judged)}. {plain(said)}".rstrip())
+    return lines
+
+
+def _drifted(page: Outline) -> list[str]:
+    return [
+        f"- **drift** of {plain(drift.curve)} on {plain(label)}: {plain(drift.message)}"
+        for label, drift in page.drifts
+    ]

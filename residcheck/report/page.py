@@ -1,0 +1,142 @@
+"""The HTML page: what the template is given, and the words that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from residcheck.curves import SCHEMA
+from residcheck.report import plots
+from residcheck.report.describe import Key, legend, sentences
+from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, count, outline
+from residcheck.report.series import Chart, chart
+from residcheck.report.style import LEVEL_OPACITY, LEVELS
+from residcheck.result import ModelResult
+from residcheck.stats import LEVEL, Estimate, Outcome
+from residcheck.stats.decision import outcome_of
+
+_WITHIN = {
+    Outcome.SUPPORTED: "the interval is inside",
+    Outcome.REFUTED: "the interval is outside",
+    Outcome.INCONCLUSIVE: "the interval is not inside and not outside",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn chart of one model; ``svg`` is empty where there was nothing to draw."""
+
+    model: str
+    svg: Markup
+    text: str
+    keys: tuple[Key, ...]
+
+
+def render(results: Sequence[ModelResult]) -> str:
+    """The page about ``results``."""
+    page = outline(results)
+    environment = Environment(
+        loader=PackageLoader("residcheck.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {
+        "facts": facts,
+        "css_class": css_class,
+        "symbols": SYMBOLS,
+        "outcomes": tuple(Outcome),
+        "within": within,
+        "digits": digits,
+        "count": count,
+        "level": f"{LEVEL:.0%}",
+        "provenance": provenance,
+        "token_opacities": [1 - (1 - LEVEL_OPACITY) ** n for n in range(len(LEVELS), 0, -1)],
+    }
+    drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
+    return environment.get_template("page.html.j2").render(
+        page=page, sections=drawn, tables=tables(page)
+    )
+
+
+def plots_of(section: Section, number: int) -> tuple[Plot, ...]:
+    """The plots of a claim, one per model, on one scale where that is logarithmic."""
+    asked = [(a, a.judged.verdict.figure) for a in section.answers]
+    charts = [(answer, chart(answer.run, figure)) for answer, figure in asked if figure]
+    shared = plots.common_limits([drawn for _, drawn in charts if drawn.log])
+    return tuple(
+        _plot(answer, drawn, f"plot-{number}-{i}", shared if drawn.log else None)
+        for i, (answer, drawn) in enumerate(charts)
+    )
+
+
+def _plot(answer: Answer, drawn: Chart, key: str, shared: plots.Limits | None) -> Plot:
+    if drawn.empty:
+        return Plot(answer.model, Markup(), "Nothing to draw: no finite value.", ())
+    svg = plots.draw(drawn, key, shared or plots.common_limits([drawn]))
+    # Markup: an element tree wrote it, which escapes whatever text is in it.
+    return Plot(answer.model, Markup(svg), sentences(drawn), tuple(legend(drawn)))
+
+
+def tables(page: Outline) -> dict[str, list[tuple[Answer, Estimate]]]:
+    """By claim: every estimate, model after model."""
+    return {
+        section.claim.id: [(a, e) for a in section.answers for e in a.judged.verdict.estimates]
+        for section in page.sections
+    }
+
+
+def facts(result: ModelResult) -> list[str]:
+    """What was measured, in a few words each."""
+    model, prompts = result.run.model, result.run.prompts
+    kind, _, digest = model.weights.partition(":")
+    said = [
+        count(model.n_layers, "layer"),
+        f"d_model {model.d_model:,}",
+        model.norm if model.norm != "none" else "no norm",
+        model.dtype,
+        f"on {model.device}",
+        f"through {model.backend}",
+        f"{model.processing} weights",
+        f"{count(prompts.count, 'prompt')}, {count(prompts.tokens, 'token')}",
+        f"weights {kind} {digest[:12]}" if digest else f"weights {kind[:24]}",
+    ]
+    return said if result.run.complete else [*said, "incomplete run"]
+
+
+def css_class(outcome: Outcome) -> str:
+    return outcome.value.replace(" ", "-")
+
+
+def within(estimate: Estimate) -> tuple[Outcome, str] | None:
+    """Where the interval lies with respect to the claim's region; None without a region."""
+    if estimate.region is None:
+        return None
+    outcome = outcome_of(estimate)
+    return outcome, _WITHIN[outcome]
+
+
+def digits(value: float) -> str:
+    """Four significant digits, as the terminal prints them."""
+    return f"{value:.4g}"
+
+
+def provenance(result: ModelResult) -> list[tuple[str, str]]:
+    """All that identifies a run: weights, prompts, and where it was made."""
+    run = result.run
+    model, prompts = run.model, run.prompts
+    said = {
+        "weights": model.weights,
+        "architecture": f"{model.model_type}, {model.activation}",
+        "attention": model.attention,
+        "prompts": f"{prompts.source}, at most {count(prompts.max_tokens, 'token')} each",
+        "prompts sha256": prompts.sha256,
+        "position 0": prompts.bos,
+        "run schema": SCHEMA,
+    }
+    return [*said.items(), *sorted(run.environment.items())]

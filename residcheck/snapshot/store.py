@@ -1,0 +1,154 @@
+"""Snapshots on disk: JSON documents, one per model and curve or verdict.
+
+A document says what was stored, of which weights and prompts, and where it was made.
+Without that provenance it is no snapshot. They are looked for in the user's folder
+first and then among those shipped with residcheck; only the user's folder is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from residcheck.compare import Comparison, compare_curves
+from residcheck.curves import Run, read_json, summary
+from residcheck.errors import RunFileError
+from residcheck.stats import Outcome
+from residcheck.tolerances import tolerance
+from residcheck.verdict import Verdict
+
+SCHEMA = "residcheck.snapshot/1"
+Document = dict[str, Any]
+
+
+def shipped_folder() -> Path:
+    """The snapshots that come with residcheck."""
+    return Path(str(files("residcheck.snapshots")))
+
+
+def key(model_id: str, name: str) -> str:
+    """Relative path of a snapshot, without its ending.
+
+    The model's id is percent-encoded, so that ``org/model`` is one folder and no id can
+    leave the snapshots' folder.
+    """
+    folder = quote(model_id, safe="")
+    return f"{folder.replace('.', '%2E', 1) if folder.startswith('.') else folder}/{name}"
+
+
+def verdict_name(claim_id: str) -> str:
+    return f"verdict.{claim_id}"
+
+
+def curve_document(run: Run, name: str) -> Document:
+    """What is stored of a curve."""
+    return _document(run, "curve", name) | {"curve": summary(run[name])}
+
+
+def verdict_document(run: Run, verdict: Verdict) -> Document:
+    """What is stored of a verdict."""
+    body = verdict.to_json()
+    del body["model"]
+    return _document(run, "verdict", verdict.claim) | {"verdict": body}
+
+
+def _document(run: Run, kind: str, name: str) -> Document:
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "provenance": {
+            "model": asdict(run.model),
+            "prompts": asdict(run.prompts),
+            "environment": dict(run.environment),
+        },
+    }
+
+
+def dumps(document: Document) -> str:
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def loads(text: str, where: str) -> Document:
+    """A snapshot document; raises :class:`RunFileError` for anything else."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise RunFileError(f"the snapshot {where} is damaged: {error}") from error
+    _check(document, where)
+    assert isinstance(document, dict)
+    return document
+
+
+def find(folder: Path, snapshot_key: str) -> Path | None:
+    """The file of a snapshot, the user's before the shipped one; None if there is none."""
+    candidates = (root / f"{snapshot_key}.json" for root in (folder, shipped_folder()))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read(folder: Path, model_id: str, name: str) -> Document | None:
+    """A stored document or None; raises :class:`RunFileError` if it cannot be understood."""
+    path = find(folder, key(model_id, name))
+    if path is None:
+        return None
+    document = read_json(path, SCHEMA)
+    _check(document, str(path))
+    return document
+
+
+def _check(document: Any, where: str) -> None:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise RunFileError(
+            f"the snapshot {where} has schema {schema!r}; this version reads {SCHEMA!r}",
+            "make it again with --snapshot-update",
+        )
+    provenance = document.get("provenance", {})
+    if not {"model", "prompts", "environment"} <= set(provenance):
+        raise RunFileError(f"the snapshot {where} does not say where it is from")
+
+
+def comparable(document: Document, run: Run) -> str:
+    """Why a document cannot be held against ``run``; empty if it can."""
+    then = document["provenance"]
+    if then["model"]["weights"] != run.model.weights:
+        return "the snapshot is of other weights"
+    if then["prompts"]["sha256"] != run.prompts.sha256:
+        return "the snapshot was taken on other prompts"
+    return ""
+
+
+def compare_documents(stored: Document, measured: Document) -> Comparison:
+    """Two documents of one curve, within the tolerance of the wider dtype.
+
+    Rounding may put two neurons on the other side of zero at a token: a rate at BOS,
+    which no average smooths, may differ by that much.
+    """
+    now, then = measured["provenance"]["model"], stored["provenance"]["model"]
+    fraction = stored["curve"]["unit"] == "fraction" and now["d_mlp"]
+    return compare_curves(
+        stored["name"],
+        stored["curve"],
+        measured["curve"],
+        tolerance(then["dtype"], now["dtype"]),
+        step=2 / now["d_mlp"] if fraction else 0.0,
+    )
+
+
+def recorded_outcome(document: Document | None) -> Outcome | None:
+    return None if document is None else Outcome(document["verdict"]["verdict"])
+
+
+def writing_forbidden() -> str:
+    """Why snapshots may not be written now; empty if they may."""
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        return ""
+    return (
+        "snapshots are never written on CI (the variable CI is set): "
+        "update them on your machine, review the change, and commit it"
+    )

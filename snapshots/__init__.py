@@ -1,0 +1,1 @@
+"""Stored curves and verdicts, one folder per model; shipped as package data."""
