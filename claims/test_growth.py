@@ -88,7 +88,7 @@ def test_growth_shape(run: Run) -> Finding:
 def test_growth_distribution(run: Run) -> Finding:
     """Stochastic dominance of each layer of the phase over the one before, over prompts
     and positions: in at least 90 % of the cells (step x norm) the share of tokens below
-    that norm must not rise."""
+    that norm must fall."""
     phase, unseen = growth_phase(run)
     decision = distribution_moves_up(run["resid_post_norm"].ordinary[unseen], phase)
     figure = Figure(("resid_post_norm",), kind="histogram", phase=phase)

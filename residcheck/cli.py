@@ -46,7 +46,9 @@ class _Group(click.Group):
 
             close = difflib.get_close_matches(args[0], self.commands, n=1)
             if close:
-                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from error
+                raise click.UsageError(
+                    f"{error.message} Did you mean {close[0]!r}?", ctx
+                ) from error
             raise
 
 
@@ -189,7 +191,10 @@ class _Outputs:
     def __init__(
         self, report: Path | None, json_file: Path | None = None, markdown: Path | None = None
     ) -> None:
+        from residcheck.output import prepare
+
         self._report, self._json, self._markdown = report, json_file, markdown
+        prepare(report, json_file, markdown)
         self._results: list[Any] = []
 
     def add(self, run: Run, snapshots: Path | None) -> None:
@@ -222,8 +227,10 @@ def measure(model: str, out: Path, **options: Any) -> None:
     """
     from residcheck.corpus import read_prompts
     from residcheck.curves import save_run
+    from residcheck.output import prepare
 
     spec = _specs((model,), options)[0]
+    prepare(out)
     run = _measure(spec, read_prompts(options["prompts"]), options)
     save_run(run, out)
     click.echo(

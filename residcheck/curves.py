@@ -8,15 +8,17 @@ readable anywhere) and one ``.npz`` file beside it (the per-token arrays).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ import numpy.typing as npt
 from residcheck.errors import RunFileError
 
 SCHEMA = "residcheck.run/1"
+_DAMAGE = (AttributeError, KeyError, TypeError, ValueError, OSError, BadZipFile)
 TOKEN_DIMS = ("prompt", "position", "layer")
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -178,11 +181,11 @@ def _plain(values: Floats) -> Any:
 
 def save_run(run: Run, path: Path) -> None:
     """Write ``path`` (JSON) and its ``.npz``; both or neither replace what is there."""
-    arrays = path.with_suffix(".npz")
+    arrays = path.with_name(f"{path.name.removesuffix('.json')}.npz")
     partial_arrays = arrays.with_name(f".{arrays.stem}.{os.getpid()}.npz")
     partial_json = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         tables: dict[str, Any] = {name: curve.values for name, curve in run.curves.items()}
         np.savez(partial_arrays, **tables)
         document = {
@@ -196,13 +199,31 @@ def save_run(run: Run, path: Path) -> None:
         }
         text = json.dumps(document, indent=1, allow_nan=False)
         partial_json.write_text(text + "\n", encoding="utf-8")
-        partial_arrays.replace(arrays)
-        partial_json.replace(path)
+        with _in_place_of(arrays, partial_arrays):
+            partial_json.replace(path)
     except OSError as error:
         raise RunFileError(f"could not write {path}: {error.strerror or error}") from error
     finally:
-        partial_arrays.unlink(missing_ok=True)
-        partial_json.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial_arrays.unlink(missing_ok=True)
+            partial_json.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _in_place_of(target: Path, replacement: Path) -> Iterator[None]:
+    """Replace ``target``; put the old file back if what is done within fails."""
+    kept = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.replace(kept)
+    try:
+        replacement.replace(target)
+        yield
+    except BaseException:
+        target.unlink(missing_ok=True)
+        if kept.exists():
+            kept.replace(target)
+        raise
+    kept.unlink(missing_ok=True)
 
 
 def load_run(path: Path) -> Run:
@@ -221,7 +242,7 @@ def load_run(path: Path) -> Run:
             )
         if _sha256(arrays) != document["arrays"]["sha256"]:
             raise RunFileError(f"{arrays} does not belong to {path}: its sha256 differs")
-        with np.load(arrays, allow_pickle=False) as tables:
+        with arrays.open("rb") as file, np.load(file, allow_pickle=False) as tables:
             curves = {
                 name: Curve(name, tuple(head["dims"]), tables[name], head["unit"])
                 for name, head in document["curves"].items()
@@ -233,7 +254,7 @@ def load_run(path: Path) -> Run:
             curves=curves,
             complete=bool(document["complete"]),
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         raise RunFileError(f"{path} is damaged: {error}") from error
 
 

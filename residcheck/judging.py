@@ -21,15 +21,16 @@ DEFAULT_SNAPSHOTS = Path("snapshots")
 
 
 def judge(claim: Claim, run: Run, snapshots: Path = DEFAULT_SNAPSHOTS) -> Judged:
-    """A claim's verdict on a run, beside the one recorded for this model.
+    """A claim's verdict on a run, beside the one recorded for these weights.
 
     Raises:
         RunFileError: the record cannot be read.
     """
     verdict = claim.evaluate(run)
     record = read(snapshots, run.model.id, verdict_name(claim.id))
-    alike = record is not None and not comparable(record, run)
-    return Judged(claim, verdict, recorded_outcome(record), alike)
+    if record is None or record["provenance"]["model"]["weights"] != run.model.weights:
+        return Judged(claim, verdict)
+    return Judged(claim, verdict, recorded_outcome(record), not comparable(record, run))
 
 
 def drift(run: Run, name: str, snapshots: Path = DEFAULT_SNAPSHOTS) -> Drift | None:

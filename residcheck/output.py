@@ -15,6 +15,22 @@ from residcheck.result import ModelResult
 SCHEMA = "residcheck.verdicts/1"
 
 
+def prepare(*paths: Path | None) -> None:
+    """Make sure that files can be written where they are asked for, before work begins.
+
+    Raises:
+        ResidcheckError: a folder cannot be made or written.
+    """
+    for path in (p for p in paths if p is not None):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.touch()
+            partial.unlink()
+        except OSError as error:
+            raise ResidcheckError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def write_files(
     results: Sequence[ModelResult],
     html: Path | None,
@@ -68,7 +84,6 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:

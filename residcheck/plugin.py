@@ -7,6 +7,7 @@ unless a session collects claims.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 SESSION = pytest.StashKey["Measurements"]()
 _LETTERS = {"supported": "S", "inconclusive": "I", "not applicable": "n", "refuted": "R"}
+_ASKS_FOR_CLAIMS = {
+    f"residcheck_{name}"
+    for name in ("models", "device", "dtype", "backend", "prompts", "max_tokens", "report")
+}
 _MARKERS = (
     "slow: takes more than a few seconds",
     "gpu: needs a CUDA device; skipped where there is none",
@@ -47,13 +52,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--report", dest="residcheck_report", metavar="FILE", type=Path,
         help="write an HTML report of the verdicts")  # fmt: skip
     add("--snapshots", dest="residcheck_snapshots", metavar="DIR", type=Path,
-        help="folder of snapshots (default: snapshots under the root directory)")  # fmt: skip
+        help="folder of snapshots (default: ./snapshots)")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     config.addinivalue_line("markers", "xdist_group(name): models are measured by one worker")
+    options = vars(config.option)
+    if any(value for name, value in options.items() if name in _ASKS_FOR_CLAIMS):
+        _measurements(config)  # what is wrong with them is said before anything runs
 
 
 def _measurements(config: pytest.Config) -> Measurements:
@@ -63,7 +71,7 @@ def _measurements(config: pytest.Config) -> Measurements:
         from residcheck.session import Measurements
 
         try:
-            config.stash[SESSION] = Measurements.of(config.option, config.rootpath)
+            config.stash[SESSION] = Measurements.of(config.option, config.invocation_params.dir)
         except ResidcheckError as error:
             raise pytest.UsageError(f"residcheck: {error}") from error
     return config.stash[SESSION]
@@ -127,9 +135,7 @@ def residcheck_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture
-def residcheck_judge(
-    request: pytest.FixtureRequest, snapshot: Any, record_property: Callable[[str, object], None]
-) -> Callable[[Claim, Run], None]:
+def residcheck_judge(request: pytest.FixtureRequest, snapshot: Any) -> Callable[[Claim, Run], None]:
     """Evaluates a claim on a run and makes the verdict the outcome of the test."""
     from residcheck.judging import judge
     from residcheck.snapshot import key, verdict_document, verdict_name
@@ -138,8 +144,7 @@ def residcheck_judge(
 
     def check(claim: Claim, run: Run) -> None:
         judged = _clearly(lambda: judge(claim, run, measurements.snapshots))
-        for name, value in _properties(judged).items():
-            record_property(name, value)
+        request.node.user_properties.extend(_properties(judged).items())
         name = key(run.model.id, verdict_name(claim.id))
         if request.config.option.update_snapshots:
             stored = _stored(snapshot, measurements.snapshots)
@@ -261,4 +266,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     try:
         _measurements(config).write_report(report, factory.getbasetemp() if factory else None)
     except ResidcheckError as error:
-        raise pytest.UsageError(f"residcheck: {error}") from error
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        print(f"\nresidcheck: {error}", file=sys.stderr)

@@ -11,10 +11,11 @@ from typing import Any
 from residcheck.claim import Claim
 from residcheck.corpus import Prompts, read_prompts
 from residcheck.curves import Run, load_run, save_run
-from residcheck.judging import judge_run, needed_curves
+from residcheck.judging import DEFAULT_SNAPSHOTS, judge_run, needed_curves
 from residcheck.models import BUILTIN, DEFAULT_MODEL, ModelSpec, parse_spec
 from residcheck.models.cache import find
 from residcheck.models.gguf import builtin_key
+from residcheck.models.spec import path_exists
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Measurements:
     _runs: dict[ModelSpec, Run] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, options: Any, root: Path) -> Measurements:
-        """From pytest's options; raises ``UsageError`` for specs or prompts that are wrong."""
+    def of(cls, options: Any, folder: Path) -> Measurements:
+        """From pytest's options, given in ``folder``; raises ``UsageError`` for what is wrong."""
         texts = options.residcheck_models or [DEFAULT_MODEL]
         specs = {
             text: parse_spec(text).with_options(
@@ -50,7 +51,7 @@ class Measurements:
             read_prompts(options.residcheck_prompts),
             options.residcheck_max_tokens,
             options.residcheck_batch_size,
-            options.residcheck_snapshots or root / "snapshots",
+            options.residcheck_snapshots or folder / DEFAULT_SNAPSHOTS,
         )
 
     def want(self, claims: Iterable[Claim], curves: Iterable[str]) -> None:
@@ -102,4 +103,4 @@ def needs_network(spec: ModelSpec) -> bool:
     """Whether loading ``spec`` may reach for the package index or the model hub."""
     if spec.name in BUILTIN:
         return find(builtin_key(BUILTIN[spec.name])) is None
-    return not Path(spec.name).expanduser().exists()
+    return not path_exists(spec.name)

@@ -162,7 +162,10 @@ def test_a_file_that_was_touched_but_is_equal_passes() -> None:
 
 
 def truncate(path: Path) -> None:
+    """A byte is lost without a trace in the time of the last change."""
+    stat = path.stat()
     path.write_bytes(path.read_bytes()[:-1])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def alter(path: Path) -> None:
@@ -181,7 +184,18 @@ def test_a_damaged_file_is_named(damage: Callable[[Path], None]) -> None:
         assert str(entry.folder) in caught.value.hint
 
 
-@pytest.mark.parametrize("marker", ["", "{", "[]", "{}", '{"files": {"model.safetensors": {}}}'])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"files": []}',
+        '{"files": {}}',
+        '{"weights": "", "files": {"model.safetensors": {}}}',
+    ],
+)
 def test_a_damaged_marker_is_a_damaged_entry(marker: str) -> None:
     entry = fill(KEY, make)
     (entry.folder / "residcheck.json").write_text(marker)
@@ -189,20 +203,11 @@ def test_a_damaged_marker_is_a_damaged_entry(marker: str) -> None:
         find(KEY)
 
 
-@pytest.mark.xfail(reason="AttributeError of a list, and KeyError of the weights, pass through")
-@pytest.mark.parametrize("marker", ['{"files": []}', '{"files": {}}'])
-def test_a_marker_of_another_form_is_a_damaged_entry(marker: str) -> None:
-    test_a_damaged_marker_is_a_damaged_entry(marker)
-
-
-@pytest.mark.xfail(reason="a folder without its marker is not found and not replaced")
-def test_an_entry_that_lost_its_marker_is_made_again_or_explained() -> None:
+def test_an_entry_that_lost_its_marker_is_made_again() -> None:
     entry = fill(KEY, make)
     (entry.folder / "residcheck.json").unlink()
-    try:
-        assert fill(KEY, make) == entry
-    except LoadError as error:
-        assert str(entry.folder) in error.hint  # noqa: PT017
+    assert find(KEY) is None
+    assert fill(KEY, make) == entry
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
@@ -226,7 +231,6 @@ def test_another_os_error_is_not_taken_for_a_full_disk() -> None:
         fill(KEY, fail)
 
 
-@pytest.mark.xfail(reason="ENOTDIR and EEXIST are not explained")
 def test_a_home_that_is_a_file_is_explained(cache: Path) -> None:
     cache.parent.write_text("")
     with pytest.raises(LoadError, match="cannot write to the cache"):

@@ -154,9 +154,9 @@ def test_fewest_prompts_are_enough() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9,), (9, 4)])
-def test_prompts_that_agree_give_an_exact_estimate(shape: tuple[int, ...]) -> None:
+def test_prompts_that_agree_give_an_interval_of_one_point(shape: tuple[int, ...]) -> None:
     found = over_prompts("largest", np.full(shape, 2.5), lambda rows: np.asarray(rows).max())
-    assert found.exact
+    assert found.low == found.value == found.high
     assert (found.value, found.low, found.high) == (2.5, 2.5, 2.5)
 
 
@@ -205,6 +205,10 @@ def part(interval: tuple[float, float], region: Region | None = REGION) -> Estim
 )
 def test_a_region_may_be_open(region: Region, value: float, outcome: Outcome) -> None:
     assert outcome_of(exactly("part", value, 9, region)) is outcome
+
+
+def test_an_infinite_bound_decides_nothing() -> None:
+    assert outcome_of(part((1.5, inf), Region(low=1.0))) is Outcome.INCONCLUSIVE
 
 
 def test_an_estimate_without_a_region_has_no_outcome() -> None:

@@ -6,6 +6,7 @@ Prompts are clusters: each has its own level and rate, and its layers are a rand
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,27 @@ def test_exponential_phase(
     assert exponential_phase(prompts(rng, curve, walk), PHASE).outcome is outcome
 
 
+def test_growth_below_the_precision_of_the_published_rate_is_none(
+    rng: np.random.Generator,
+) -> None:
+    curves = np.tile(growing(1.003), (PROMPTS, 1)) + rng.normal(0, 1e-4, (PROMPTS, LAYERS))
+    assert exponential_phase(curves, PHASE).outcome is REFUTED
+
+
+def test_shapes_that_cannot_be_told_apart_are_inconclusive(rng: np.random.Generator) -> None:
+    """Over six layers 1.02 is as good as linear under a zigzag that all prompts share."""
+    zigzag = 0.02 * (-1.0) ** np.arange(LAYERS)
+    curves = prompts(rng, growing(1.02) + zigzag, walk=0.001)
+    assert exponential_phase(curves, Phase(20, 25, "planted")).outcome is INCONCLUSIVE
+
+
+def test_a_window_that_was_not_chosen_as_exponential_supports_nothing(
+    rng: np.random.Generator,
+) -> None:
+    curves = prompts(rng, growing(1.08))
+    assert exponential_phase(curves, replace(PHASE, exponential=False)).outcome is INCONCLUSIVE
+
+
 @pytest.mark.parametrize(
     ("rate", "walk", "outcome"),
     [
@@ -129,20 +151,23 @@ def test_margin_of_sameness_is_relative_and_never_below_five_in_a_thousand(
     assert (region.low, region.high) == pytest.approx((-margin, margin))
 
 
-def three_regimes(n_layers: int, first: int, last: int) -> Floats:
-    """A jump at every step before ``first``, 1.045 up to ``last``, then a steep fall."""
-    steps = np.full(n_layers - 1, np.log(1.045))
+def three_regimes(n_layers: int, first: int, last: int, rate: float) -> Floats:
+    """A jump at every step before ``first``, ``rate`` up to ``last``, then a steep fall."""
+    steps = np.full(n_layers - 1, np.log(rate))
     steps[:first], steps[last:] = 0.5, -0.4
     return np.concatenate([[1.0], 1 + steps.cumsum()])
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("n_layers", "first", "last"), [(12, 2, 10), (18, 3, 16), (24, 4, 20), (30, 3, 26), (48, 5, 41)]
+    ("n_layers", "first", "last", "rate"),
+    [(12, 2, 10, 1.15), (18, 3, 16, 1.24), (30, 3, 26, 1.08), (48, 5, 41, 1.045)],
 )
-def test_phase_is_the_planted_window(n_layers: int, first: int, last: int, seed: int) -> None:
+def test_phase_is_the_planted_window(
+    n_layers: int, first: int, last: int, rate: float, seed: int
+) -> None:
     noise = np.random.default_rng(seed).normal(0, NOISE, n_layers)
-    phase = choose_phase(three_regimes(n_layers, first, last) + noise)
+    phase = choose_phase(three_regimes(n_layers, first, last, rate) + noise)
     assert phase.exponential
     assert abs(phase.first - first) <= SLACK
     assert abs(phase.last - last) <= SLACK
@@ -236,15 +261,7 @@ def test_edges_do_not_shape_a_curve() -> None:
     assert classify(curve) is Shape.EXPONENTIAL
 
 
-@pytest.mark.parametrize(
-    "depth",
-    [
-        0.1,
-        pytest.param(
-            0.5, marks=pytest.mark.xfail(reason="smoothing halves a dip, however deep it is")
-        ),
-    ],
-)
+@pytest.mark.parametrize("depth", [0.1, 0.5])
 def test_one_layers_dip_is_not_a_phase_of_decrease(depth: float) -> None:
     curve = 0.05 * INNER
     curve[12] -= depth
@@ -263,11 +280,10 @@ def bend_by_least_squares(curve: Floats) -> int:
     return min(range(3, len(curve) - 3), key=rss)
 
 
-BENDS = pytest.mark.parametrize(("n_layers", "bend"), [(12, 5), (30, 10), (30, 20), (48, 30)])
+BENDS = pytest.mark.parametrize(("n_layers", "bend"), [(12, 4), (30, 11), (30, 18), (48, 32)])
 
 
 @BENDS
-@pytest.mark.xfail(reason="ruptures' breakpoint is the layer after the kink")
 def test_bend_of_a_broken_line_is_found(n_layers: int, bend: int) -> None:
     layers = np.arange(n_layers)
     curve = 1 + 0.05 * layers - 0.15 * np.maximum(layers - bend, 0)

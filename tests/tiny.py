@@ -1,20 +1,25 @@
-"""Tiny random models of many families, saved as anyone would save a model.
+"""Tiny random models of many families, and what is in their streams, worked out by hand.
 
 Gains lie far from 1 and biases far from 0, so that a hook on the wrong side of a norm
 or a forgotten bias shows. Every model comes with a byte-level tokenizer of ``VOCAB``
 tokens, learnt from the first of residcheck's passages.
+
+:func:`by_hand` is the tests' own measurement: float64, the plain transformers modules
+called one after another with masks written out here, and numpy for the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from residcheck.corpus import shipped
@@ -22,7 +27,7 @@ from residcheck.corpus import shipped
 VOCAB = 512
 BOS, EOS, PAD = 0, 1, 2
 LAYERS = 3
-MODELS: Callable[..., Path]
+Tiny = Callable[..., Path]  # the fixture: family and overrides to the model's folder
 
 _IDS: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -43,7 +48,10 @@ _HEADS = _GROUPED | {"head_dim": 12}
 _NO_MLP = {k: v for k, v in _PLAIN.items() if k != "intermediate_size"}
 _FALCON = {k: v for k, v in _NO_MLP.items() if k != "max_position_embeddings"}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_DENSE_FIRST = {"mlp_only_layers": [0], "num_experts": 4, "moe_intermediate_size": 32}
 _MAMBA = {"hidden_size": 48, "num_hidden_layers": LAYERS, "state_size": 8}
+
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 # family: the configuration class of transformers, and its arguments
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,9 +60,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTNeoConfig",
         {
             "hidden_size": 48,
-            "num_layers": 4,
+            "num_layers": LAYERS,
             "num_heads": 4,
-            "attention_types": [[["global", "local"], 2]],
+            "attention_types": [[["global", "local", "global"], 1]],
             "max_position_embeddings": 256,
             "window_size": 16,
         },
@@ -102,7 +110,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4Config", _HEADS),
     "starcoder2": ("Starcoder2Config", _GROUPED),
     "nemotron": ("NemotronConfig", _GROUPED),
+    "apertus": ("ApertusConfig", _GROUPED | {"rope_parameters": _ROPE}),
+    "qwen3_moe_dense_first": ("Qwen3MoeConfig", _HEADS | _DENSE_FIRST),
     "mamba": ("MambaConfig", _MAMBA),
+    "rwkv": ("RwkvConfig", {"hidden_size": 64, "num_hidden_layers": LAYERS}),
     "bert": ("BertConfig", _PLAIN),
     "t5": ("T5Config", {"d_model": 48, "num_layers": 2, "num_heads": 4, "d_kv": 12, "d_ff": 96}),
 }
@@ -146,3 +157,152 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+class Layer(NamedTuple):
+    """One block's tensors, ``[position, width]``; ``mid`` is None in parallel blocks."""
+
+    pre: Tensor
+    attn: Tensor
+    mid: Tensor | None
+    hidden: Tensor
+    mlp: Tensor
+    post: Tensor
+
+
+def by_hand(source: Path | str, ids: list[int]) -> dict[str, np.ndarray]:
+    """Every curve of one prompt of ``ids``: name to ``[position, layer]``, in float64."""
+    model = load_double(source)
+    layers = layers_by_hand(model, ids)
+    return quantities(layers, model.config)
+
+
+def load_double(source: Path | str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+
+
+@torch.no_grad()
+def layers_by_hand(model: Any, ids: list[int]) -> list[Layer]:
+    walk = _WALKS[model.config.model_type]
+    return [
+        Layer(*(None if x is None else x[0].double() for x in layer))
+        for layer in walk(model, torch.tensor([ids]))
+    ]
+
+
+def _causal(n: int, window: int | None = None) -> Tensor:
+    """What is added to attention scores: nothing, or the least number where the key is
+    later than the query or ``window`` or more positions before it."""
+    query, key = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden = hidden | (query - key >= window)
+    mask = torch.zeros(n, n, dtype=torch.float64)
+    return mask.masked_fill(hidden, torch.finfo(torch.float64).min)[None, None]
+
+
+def _walk_gpt2(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    parts, n = model.transformer, ids.shape[1]
+    h = parts.wte(ids) + parts.wpe(torch.arange(n))
+    for block in parts.h:
+        attn = block.attn(block.ln_1(h), attention_mask=_causal(n))[0]
+        mid = h + attn
+        read = block.ln_2(mid)
+        mlp = block.mlp(read)
+        yield h, attn, mid, block.mlp.c_fc(read), mlp, mid + mlp
+        h = mid + mlp
+
+
+def _walk_llama(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    parts, n = model.model, ids.shape[1]
+    h = parts.embed_tokens(ids)
+    turns = parts.rotary_emb(h, torch.arange(n)[None])
+    for block in parts.layers:
+        read = block.input_layernorm(h)
+        attn = block.self_attn(read, position_embeddings=turns, attention_mask=_causal(n))[0]
+        mid = h + attn
+        read = block.post_attention_layernorm(mid)
+        mlp = block.mlp(read)
+        yield h, attn, mid, block.mlp.gate_proj(read), mlp, mid + mlp
+        h = mid + mlp
+
+
+def _walk_gemma3(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    parts, n = model.model, ids.shape[1]
+    h = parts.embed_tokens(ids)  # times the root of d_model: the module does that itself
+    for block, kind in zip(parts.layers, model.config.layer_types, strict=True):
+        window = model.config.sliding_window if kind == "sliding_attention" else None
+        turns = parts.rotary_emb(h, torch.arange(n)[None], kind)
+        read, mask = block.input_layernorm(h), _causal(n, window)
+        written = block.self_attn(read, position_embeddings=turns, attention_mask=mask)[0]
+        attn = block.post_attention_layernorm(written)
+        mid = h + attn
+        read = block.pre_feedforward_layernorm(mid)
+        mlp = block.post_feedforward_layernorm(block.mlp(read))
+        yield h, attn, mid, block.mlp.gate_proj(read), mlp, mid + mlp
+        h = mid + mlp
+
+
+def _walk_neox(model: Any, ids: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
+    parts, n = model.gpt_neox, ids.shape[1]
+    h = parts.embed_in(ids)
+    turns = parts.rotary_emb(h, torch.arange(n)[None])
+    for block in parts.layers:
+        read = block.input_layernorm(h)
+        attn = block.attention(read, attention_mask=_causal(n), position_embeddings=turns)[0]
+        mid = None if model.config.use_parallel_residual else h + attn
+        read = block.post_attention_layernorm(h if mid is None else mid)
+        mlp = block.mlp(read)
+        yield h, attn, mid, block.mlp.dense_h_to_4h(read), mlp, h + attn + mlp
+        h = h + attn + mlp
+
+
+_WALKS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "gpt2": _walk_gpt2,
+    "llama": _walk_llama,
+    "gemma3_text": _walk_gemma3,
+    "gpt_neox": _walk_neox,
+}
+
+
+def quantities(layers: list[Layer], config: Any) -> dict[str, np.ndarray]:
+    """What residcheck's curves are defined to be, from one prompt's tensors."""
+    centred = config.model_type in ("gpt2", "gpt_neox")  # LayerNorm; the others have RMSNorm
+    names = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps")
+    eps = next(getattr(config, name) for name in names if hasattr(config, name))
+    columns: dict[str, list[np.ndarray]] = {}
+    for layer in layers:
+        pre, attn, mid, hidden, mlp, post = (None if x is None else x.numpy() for x in layer)
+        before = pre if mid is None else mid
+        if centred:
+            pre, attn, mlp, post, before = (
+                x - x.mean(-1, keepdims=True) for x in (pre, attn, mlp, post, before)
+            )
+        norm = _norm
+        row = {
+            "resid_pre_norm": norm(pre),
+            "ln1_normalized_norm": norm(_normalised(pre, eps)),
+            "attn_out_norm": norm(attn),
+            "attn_out_cosine": (attn * pre).sum(-1) / norm(attn) / norm(pre),
+            "resid_mid_norm": norm(before),
+            "ln2_normalized_norm": norm(_normalised(before, eps)),
+            "activation_rate": (hidden > 0).mean(-1),
+            "mlp_out_norm": norm(mlp),
+            "mlp_out_cosine": (mlp * before).sum(-1) / norm(mlp) / norm(before),
+            "resid_post_norm": norm(post),
+        }
+        if mid is None:
+            del row["resid_mid_norm"]
+        for name, column in row.items():
+            columns.setdefault(name, []).append(column)
+    return {name: np.stack(column, axis=-1) for name, column in columns.items()}
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    return np.sqrt((x**2).sum(-1))
+
+
+def _normalised(x: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)

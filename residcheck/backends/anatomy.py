@@ -25,6 +25,7 @@ LN1 = (
     "ln_attn",
     "self_attn_layer_norm",
     "attention_norm",
+    "attention_layernorm",
     "norm1",
     "norm",
 )
@@ -35,6 +36,7 @@ LN2 = (
     "norm_2",
     "ln_mlp",
     "ffn_norm",
+    "feedforward_layernorm",
     "norm2",
     "final_layer_norm",
 )
@@ -98,13 +100,15 @@ def dissect(model: Any) -> Blocks:
     missing: dict[Site, str] = {}
     _find_norms(block, parallel, mlp, post_norms, parts, missing)
     _find_pre_activation(block, mlp, parts, missing)
-    return Blocks(path, blocks, parts, _anatomy(model, config, blocks, parts, parallel, missing))
+    _check_every_block(config.model_type, blocks, parts, missing)
+    return Blocks(path, blocks, parts, _anatomy(config, blocks, parts, parallel, missing))
 
 
 def _block_list(model: Any, config: Any) -> tuple[str, nn.ModuleList]:
+    attends = hasattr(config, "num_attention_heads")  # RWKV calls its recurrence attention
     for path, module in model.named_modules():
         stack = isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-        if stack and _child(module[0], ATTENTION):
+        if attends and stack and _child(module[0], ATTENTION):
             return path, module
     raise UnsupportedModelError(
         f"{config.model_type} has no stack of {config.num_hidden_layers} attention blocks",
@@ -153,7 +157,7 @@ def _find_norms(
     ln1, ln2 = _child(block, LN1), _child(block, LN2)
     if ln2 is None and post_norms[0] != AMBIGUOUS:
         ln2 = _child(block, (AMBIGUOUS,))
-    unnormalised = "the sublayer reads the stream without a norm"
+    unnormalised = _why_no_norm(block, (ln1, ln2, *post_norms))
     if ln1 is None:
         missing["ln1_out"] = unnormalised
     else:
@@ -168,6 +172,13 @@ def _find_norms(
         missing["ln2_out"] = "attention and MLP share one norm"
     else:
         missing["ln2_out"] = unnormalised
+
+
+def _why_no_norm(block: nn.Module, known: tuple[str | None, ...]) -> str:
+    for name, module in block.named_children():
+        if "norm" in type(module).__name__.lower() and name not in known:
+            return f"residcheck does not know the norm {name!r} of this architecture"
+    return "the sublayer reads the stream without a norm"
 
 
 def _find_pre_activation(
@@ -187,8 +198,24 @@ def _find_pre_activation(
     parts["mlp_pre"] = Part(f"{mlp}.{name}", "output", share=2 if name == "gate_up_proj" else 1)
 
 
+def _check_every_block(
+    model_type: str, blocks: nn.ModuleList, parts: dict[Site, Part], missing: dict[Site, str]
+) -> None:
+    """Parts were found in the first block; the others must have them too."""
+    for layer, block in enumerate(blocks):
+        present = {path for path, _ in block.named_modules()}
+        for site in [site for site, part in parts.items() if part.path not in present]:
+            if site != "mlp_pre":
+                raise UnsupportedModelError(
+                    f"the blocks of {model_type} differ: layer {layer} has no "
+                    f"{parts[site].path!r}, which layer 0 has",
+                    "hybrids of attention with other kinds of blocks are not measured",
+                )
+            missing[site] = f"the MLP of layer {layer} is built differently from layer 0's"
+            del parts[site]
+
+
 def _anatomy(
-    model: Any,
     config: Any,
     blocks: nn.ModuleList,
     parts: dict[Site, Part],

@@ -93,12 +93,17 @@ class _Reader:
         return None if replaced is None else (replaced, *output[1:])
 
     def _read(self, tensor: Tensor) -> Tensor | None:
-        seen = tensor.reshape(*self.shape, -1)  # OPT flattens batch and position
+        whole = tensor.reshape(*self.shape, -1)  # OPT flattens batch and position
+        seen, rest = whole, None
         if self.part.share > 1:
-            seen = seen[..., : seen.shape[-1] // self.part.share]
+            seen, rest = whole.tensor_split([whole.shape[-1] // self.part.share], dim=-1)
         if self.part.scale != 1.0:
             seen = seen * self.part.scale
         replaced = self.tap(seen)
         if replaced is None:
             return None
-        return (replaced / self.part.scale).reshape(tensor.shape)
+        if self.part.scale != 1.0:
+            replaced = replaced / self.part.scale
+        if rest is not None:
+            replaced = torch.cat([replaced, rest], dim=-1)
+        return replaced.reshape(tensor.shape)

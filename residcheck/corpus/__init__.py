@@ -46,7 +46,7 @@ def read_prompts(path: Path | None) -> Prompts:
     lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
     if not lines:
         raise UsageError(f"the prompts file {path} is empty", "put one prompt on each line")
-    if path.suffix in (".jsonl", ".ndjson", ".json") or _text_of(lines[0][1]) is not None:
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _text_of(lines[0][1]) is not None:
         return Prompts(path.name, tuple(_json_line(path, *line) for line in lines))
     return Prompts(path.name, tuple(line.strip() for _, line in lines))
 
@@ -64,7 +64,10 @@ def _json_line(path: Path, number: int, line: str) -> str:
 def _text_of(line: str) -> str | None:
     try:
         record = json.loads(line)
-    except ValueError:
-        return None
-    text = record.get("text") if isinstance(record, dict) else None
-    return text if isinstance(text, str) else None
+        text = record.get("text") if isinstance(record, dict) else None
+        if isinstance(text, str):
+            text.encode()  # a lone surrogate is no text
+            return text
+    except (ValueError, RecursionError):
+        pass
+    return None

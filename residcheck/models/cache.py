@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,14 @@ from residcheck.progress import Progress, silent
 HOME_VARIABLE = "RESIDCHECK_HOME"
 MARKER = "residcheck.json"
 _CHUNK = 1 << 22
+_DISK_TROUBLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+}
 
 
 def home() -> Path:
@@ -56,12 +64,13 @@ def find(key: str) -> Entry | None:
         files: dict[str, dict[str, int | str]] = noted["files"]
         for name, facts in files.items():
             _check_file(folder / name, facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        size = sum(int(facts["bytes"]) for facts in files.values())
+        return Entry(folder, str(noted["weights"]), size)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(
             f"the cached model {folder} is damaged: {error}",
             f"delete the folder {folder}; it is made again at the next use",
         ) from error
-    return Entry(folder, str(noted["weights"]), sum(int(f["bytes"]) for f in files.values()))
 
 
 def _check_file(path: Path, facts: dict[str, int | str]) -> None:
@@ -81,9 +90,12 @@ def fill(key: str, make: Callable[[Path, Path], None], progress: Progress = sile
     Raises:
         LoadError: the disk is full or the cache cannot be written.
     """
+    if (finished := find(key)) is not None:  # perhaps in a cache that others may only read
+        return finished
     models = home() / "models"
     with explain_disk(models):
-        models.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # a file in the folder's place is ENOTDIR below
+            models.mkdir(parents=True, exist_ok=True)
         with _lock(models / f".{key}.lock", progress):
             entry = find(key)
             if entry is not None:
@@ -95,6 +107,7 @@ def fill(key: str, make: Callable[[Path, Path], None], progress: Progress = sile
             try:
                 make(staging, out)
                 _mark(out)
+                shutil.rmtree(models / key, ignore_errors=True)  # one that lost its marker
                 out.replace(models / key)
             finally:
                 shutil.rmtree(out, ignore_errors=True)
@@ -157,11 +170,11 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def explain_disk(folder: Path) -> Iterator[None]:
-    """Turn 'no space' and 'no permission' under ``folder`` into one clear message."""
+    """Turn 'no space', 'no permission' and the like into one clear message."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _DISK_TROUBLE:
             raise
         raise LoadError(
             f"cannot write to the cache {folder}: {error.strerror}",

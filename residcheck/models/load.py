@@ -18,7 +18,7 @@ from residcheck.models.builtin import BUILTIN
 from residcheck.models.cache import sha256, weights_digest
 from residcheck.models.gguf import cached_builtin, cached_gguf
 from residcheck.models.quiet import quiet_libraries
-from residcheck.models.spec import ModelSpec
+from residcheck.models.spec import ModelSpec, path_exists
 from residcheck.progress import Progress, silent
 
 
@@ -95,19 +95,23 @@ def check_device(device: str) -> None:
 
 
 def _locate(spec: ModelSpec, progress: Progress) -> _Located:
-    path = Path(spec.name).expanduser()
     if spec.name in BUILTIN:
         entry = cached_builtin(BUILTIN[spec.name], progress)
         return _Located(spec.name, str(entry.folder), None, entry.weights)
+    if not path_exists(spec.name):
+        return _hub_model(spec)
+    path = Path(spec.name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         entry = cached_gguf(path, progress)
         return _Located(path.stem, str(entry.folder), None, entry.weights)
     if path.is_dir():
         return _local_folder(path.resolve(), progress)
-    if path.exists():
-        raise UsageError(f"{path} is neither a model folder nor a .gguf file")
-    if path.is_absolute() or spec.name.startswith((".", "~")) or path.suffix == ".gguf":
-        raise UsageError(f"there is no {path}")
+    raise UsageError(f"{path} is neither a model folder nor a .gguf file")
+
+
+def _hub_model(spec: ModelSpec) -> _Located:
+    if spec.name.startswith((".", "~", "/")) or spec.name.endswith(".gguf"):
+        raise UsageError(f"there is no {spec.name}")
     _refuse_misspelt(spec.name)
     return _Located(spec.name, spec.name, spec.revision, None)
 

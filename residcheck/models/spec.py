@@ -75,8 +75,8 @@ class ModelSpec:
     def with_options(self, **options: str | None) -> ModelSpec:
         """This spec with some options replaced; None and empty values leave them alone."""
         given = {key: value for key, value in options.items() if value}
-        if "backend" in given and "processing" not in given:
-            given["processing"] = ""
+        if given.get("backend", self.backend) != self.backend:
+            given.setdefault("processing", "")  # the other backend's own default
         return replace(self, **given)
 
     def __str__(self) -> str:
@@ -92,17 +92,30 @@ def parse_spec(text: str) -> ModelSpec:
         UsageError: an option that does not exist or a value that it does not take.
     """
     text = text.strip()
-    if Path(text).exists():
+    if path_exists(text):
         return ModelSpec(text)
     match = _TRAILING_OPTIONS.match(text)
     assert match is not None  # the name matches anything
     name, options = match["name"], _read_options(match["options"], text)
+    if "," in name and not path_exists(name):
+        raise UsageError(
+            f"cannot read the options of model spec {text!r}",
+            "options follow the name without spaces: gpt2-xl@REVISION,dtype=bf16",
+        )
     revision = None
-    if "@" in name and not Path(name).exists():
+    if "@" in name and not path_exists(name):
         name, _, revision = name.rpartition("@")
         if not revision:
             raise UsageError(f"no revision after '@' in {text!r}")
     return ModelSpec(name, revision).with_options(**options)
+
+
+def path_exists(path: str) -> bool:
+    """Whether ``path`` is there; names that cannot be paths are not."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown ~user
+        return False
 
 
 def _read_options(text: str, spec: str) -> dict[str, str]:
@@ -114,8 +127,9 @@ def _read_options(text: str, spec: str) -> dict[str, str]:
                 f"unknown option {key!r} in model spec {spec!r}",
                 f"options are {', '.join(OPTIONS)}",
             )
-        if not value:
-            raise UsageError(f"option {key!r} has no value in model spec {spec!r}")
+        if not value or key in options:
+            fault = "is given twice" if key in options else "has no value"
+            raise UsageError(f"option {key!r} {fault} in model spec {spec!r}")
         options[key] = value
     return options
 

@@ -140,8 +140,8 @@ def compare_documents(stored: Document, measured: Document) -> Comparison:
     )
 
 
-def recorded_outcome(document: Document | None) -> Outcome | None:
-    return None if document is None else Outcome(document["verdict"]["verdict"])
+def recorded_outcome(document: Document) -> Outcome:
+    return Outcome(document["verdict"]["verdict"])
 
 
 def writing_forbidden() -> str:

@@ -18,4 +18,5 @@ def change_point(log_curve: Floats) -> int | None:
     import ruptures
 
     search = ruptures.Dynp(model="clinear", min_size=_SHORTEST, jump=1)
-    return int(search.fit(log_curve[:, None]).predict(n_bkps=1)[0])
+    # Its break is the first point of the second piece; the pieces join one point before.
+    return int(search.fit(log_curve[:, None]).predict(n_bkps=1)[0]) - 1

@@ -34,13 +34,17 @@ class Region:
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
+EVERY_TOKEN = "every token"
+"""Population of exact statements: nothing is sampled, there is no interval."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its interval, what the interval is about, and where it should lie.
 
     Args:
         name: what is estimated.
-        value, low, high: the estimate and its interval; equal for exact statements.
+        value, low, high: the estimate and its interval; equal where nothing varies.
         n: how many independent units (prompts, or tokens x layers for exact ones).
         population: what the interval speaks about: ``other prompts``, or ``every token``
             for statements without sampling.
@@ -57,7 +61,7 @@ class Estimate:
 
     @property
     def exact(self) -> bool:
-        return self.low == self.high
+        return self.population == EVERY_TOKEN
 
     def __str__(self) -> str:
         if self.exact:
@@ -103,4 +107,4 @@ def decide(*estimates: Estimate, note: str = "") -> Decision:
 
 def exactly(name: str, value: float, n: int, region: Region) -> Estimate:
     """An exact statement about every one of ``n`` values; no sampling, no interval."""
-    return Estimate(name, value, value, value, n, "every token", region)
+    return Estimate(name, value, value, value, n, EVERY_TOKEN, region)

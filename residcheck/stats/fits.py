@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
-# End-to-end log growth of a linear curve over the window: a grid, refined once. Beyond
-# factors of e^8 over a window, a straight line is a step at its first layer.
+# End-to-end log growth of a linear curve over the window: a grid, then finer ones around
+# the best. Beyond e^8 over a window, a straight line is a step at its first layer.
 _GRID = np.linspace(-8.0, 8.0, 161)
-_REFINED = np.linspace(-0.1, 0.1, 41)
+_FINER = tuple(np.linspace(-width, width, 41) for width in (0.1, 0.005, 0.00025))
 # Mean squared residuals below this are rounding: shapes are compared above it.
 _ROUNDING = 1e-12
 
@@ -73,10 +73,14 @@ def _rss(y: Floats, x: Floats) -> Floats:
 
 def _linear_rss(steps: Floats) -> Floats:
     """Least squares of a line's steps: its end-to-end log growth is searched on a grid."""
-    coarse = _profile(steps, _GRID)
-    best = _GRID[coarse.argmin(axis=-1)]
-    fine = _profile(steps, best[..., None] + _REFINED)
-    return np.asarray(np.minimum(coarse.min(axis=-1), fine.min(axis=-1)))
+    residuals = _profile(steps, _GRID)
+    best = _GRID[residuals.argmin(axis=-1)]
+    for finer in _FINER:
+        growth = best[..., None] + finer
+        residuals = _profile(steps, growth)
+        chosen = residuals.argmin(axis=-1)[..., None]
+        best = np.take_along_axis(growth, chosen, axis=-1)[..., 0]
+    return np.asarray(residuals.min(axis=-1))
 
 
 def _profile(steps: Floats, growth: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from residcheck.stats.fits import Floats, evidence_for_exponential, r_squared, slopes
 
 MIN_LAYERS = 4
-"""A phase shorter than four layers cannot tell three two-parameter shapes apart."""
+"""Three steps are the fewest that can tell shapes of one parameter apart."""
 EVIDENCE = 2.0
 """AIC difference from which one shape is said to beat another."""
 STRONG_EVIDENCE = 6.0

@@ -98,7 +98,7 @@ def distribution_moves_up(tokens: Floats, phase: Phase, grid_points: int = 96) -
         before, after = share[..., :-1, :], share[..., 1:, :]
         inner = np.minimum(before, after) < NEARLY_ALL
         inner &= np.maximum(before, after) > 1 - NEARLY_ALL
-        holds = inner & (after <= before)
+        holds = inner & (after < before)
         return np.asarray(holds.sum(axis=(-2, -1)) / np.maximum(inner.sum(axis=(-2, -1)), 1))
 
     return decide(over_prompts("share of cells that move up", below, cells, Region(low=MOSTLY)))
@@ -194,7 +194,7 @@ def correlated_addition(
         "share of growth from uncorrelated addition",
         sums,
         lambda pair: pair[..., 0] / pair[..., 1],
-        Region(high=HALF),
+        Region(0.0, HALF),
     )
     means = [
         over_prompts(

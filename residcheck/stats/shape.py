@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import stats
 
 from residcheck.stats.decision import LEVEL, Decision, Outcome
@@ -13,8 +14,9 @@ from residcheck.stats.intervals import RESAMPLES, over_prompts
 
 # The published window of GPT2-XL, 5-41 of 48, leaves out about a tenth at either end.
 EDGE = 0.1
-# A fall of 5 % and a growth of 5 % over the interior are what a log plot lets one see.
+# A growth and a fall of 5 % over the interior are what a log plot lets one see.
 VISIBLE = float(np.log(1.05))
+FALL = -float(np.log(0.95))
 # The log rate of one half may differ from that of the other by half of their mean.
 STEADY = 0.5
 
@@ -52,8 +54,8 @@ def classify(log_norm: Floats) -> Shape:
     grows by less than 5 %; else by how the log rate changes from one half to the other.
     """
     curve = log_norm[interior(len(log_norm))]
-    smooth = np.convolve(curve, (0.5, 0.5), mode="valid")  # one layer's dip is no phase
-    if np.max(np.maximum.accumulate(smooth) - smooth) >= VISIBLE:
+    smooth = np.median(sliding_window_view(curve, 3), axis=-1)  # one layer's dip is no phase
+    if np.max(np.maximum.accumulate(smooth) - smooth) >= FALL:
         return Shape.HAS_DECREASE
     if curve[-1] - curve[0] < VISIBLE:
         return Shape.FLAT
