@@ -8,7 +8,7 @@ import torch
 from tiny import LAYERS, Tiny
 from torch import Tensor
 
-from residcheck.backends import SITES, Backend, Site, open_backend
+from residcheck.backends import SITES, Backend, Site, Tap, open_backend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run
 from residcheck.errors import GateError, LoadError
@@ -113,7 +113,7 @@ class Notes:
             if backend.anatomy.has(site)
         }
 
-    def _tap(self, layer: int, site: Site):  # noqa: ANN202
+    def _tap(self, layer: int, site: Site) -> Tap:
         def note(tensor: Tensor) -> None:
             self.seen[layer, site] = tensor.clone()
 

@@ -52,9 +52,9 @@ def legend(chart: Chart) -> list[Key]:
     return keys
 
 
-def sentences(chart: Chart) -> str:
+def in_words(chart: Chart) -> str:
     """What is seen, in numbers."""
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in _said(chart))
+    return f"{'; '.join(_said(chart))}."
 
 
 def _said(chart: Chart) -> Iterator[str]:
@@ -103,4 +103,4 @@ def _line(segment: Segment) -> str:
 def _distribution(spread: Spread) -> str:
     low, high = (number(float(np.exp(spread.edges[i]))) for i in (0, -1))
     course = _course(f"the median token's {spread.name}", spread.median, "layer")
-    return f"{course}; all tokens of all layers lie between {low} and {high}"
+    return f"{course}, and all tokens of all layers lie between {low} and {high}"

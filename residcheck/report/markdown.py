@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
 from residcheck.result import Judged, ModelResult
 from residcheck.stats import Outcome
+from residcheck.verdict import Verdict
 
 # What GitHub reads as markup, mathematics ($) and the edges of table cells (|) included.
 _MARKUP = re.compile(r"[\\`*_\[\]|~$#]")
@@ -56,10 +57,17 @@ def _notable(page: Outline) -> list[str]:
     for answer in page.answers:
         judged = answer.judged
         if judged.changed or judged.verdict.outcome is Outcome.REFUTED:
-            said = "; ".join(filter(None, (judged.verdict.measured, judged.verdict.note)))
+            said = "; ".join(filter(None, (*_measured(judged.verdict), judged.verdict.note)))
             subject = plain(f"{judged.claim.id} on {answer.model}")
             lines.append(f"- {subject}: {_label(judged)}. {plain(said)}".rstrip())
     return lines
+
+
+def _measured(verdict: Verdict) -> list[str]:
+    """The effect, and the estimate that decided where that is another one."""
+    if verdict.deciding in (None, verdict.effect):
+        return [verdict.measured]
+    return [verdict.measured, f"decided by {verdict.deciding}"]
 
 
 def _drifted(page: Outline) -> list[str]:

@@ -17,7 +17,7 @@ SYMBOLS = {
     Outcome.SUPPORTED: "✓",
     Outcome.REFUTED: "✗",
     Outcome.INCONCLUSIVE: "?",
-    Outcome.NOT_APPLICABLE: "–",  # noqa: RUF001 (a dash for "no answer")
+    Outcome.NOT_APPLICABLE: "\N{EN DASH}",
 }
 
 
@@ -40,6 +40,11 @@ class Section:
     @property
     def answers(self) -> tuple[Answer, ...]:
         return tuple(cell for cell in self.cells if cell is not None)
+
+    @property
+    def estimated(self) -> tuple[Answer, ...]:
+        """The answers that rest on numbers."""
+        return tuple(answer for answer in self.answers if answer.judged.verdict.estimates)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Outline:
         answers = self.answers
         outcomes = Counter(answer.judged.verdict.outcome for answer in answers)
         if not answers:
-            verdicts = f"No claim was judged on {self.subject}."
+            verdicts = "No claim was judged."
         else:
             kinds = listed(f"{outcomes[outcome]} {outcome.value}" for outcome in Outcome)
             claims, verb = count(len(self.sections), "claim"), "were"

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from residcheck.curves import SCHEMA
 from residcheck.report import plots
-from residcheck.report.describe import Key, legend, sentences
-from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, count, outline
+from residcheck.report.describe import Key, in_words, legend
+from residcheck.report.outline import SYMBOLS, Answer, Section, count, outline
 from residcheck.report.series import Chart, chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
 from residcheck.result import ModelResult
@@ -59,9 +59,7 @@ def render(results: Sequence[ModelResult]) -> str:
         "token_opacities": [1 - (1 - LEVEL_OPACITY) ** n for n in range(len(LEVELS), 0, -1)],
     }
     drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
-    return environment.get_template("page.html.j2").render(
-        page=page, sections=drawn, tables=tables(page)
-    )
+    return environment.get_template("page.html.j2").render(page=page, sections=drawn)
 
 
 def plots_of(section: Section, number: int) -> tuple[Plot, ...]:
@@ -80,15 +78,7 @@ def _plot(answer: Answer, drawn: Chart, key: str, shared: plots.Limits | None) -
         return Plot(answer.model, Markup(), "Nothing to draw: no finite value.", ())
     svg = plots.draw(drawn, key, shared or plots.common_limits([drawn]))
     # Markup: an element tree wrote it, which escapes whatever text is in it.
-    return Plot(answer.model, Markup(svg), sentences(drawn), tuple(legend(drawn)))
-
-
-def tables(page: Outline) -> dict[str, list[tuple[Answer, Estimate]]]:
-    """By claim: every estimate, model after model."""
-    return {
-        section.claim.id: [(a, e) for a in section.answers for e in a.judged.verdict.estimates]
-        for section in page.sections
-    }
+    return Plot(answer.model, Markup(svg), in_words(drawn), tuple(legend(drawn)))
 
 
 def facts(result: ModelResult) -> list[str]:

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from residcheck.curves import Floats
 from residcheck.report import style
-from residcheck.report.describe import sentences, stroke_of
+from residcheck.report.describe import in_words, stroke_of
 from residcheck.report.outline import number
 from residcheck.report.series import Chart, Series, Spread
 from residcheck.report.style import Stroke
@@ -33,10 +33,11 @@ _COLUMN = 0.86
 
 @dataclass(frozen=True)
 class Limits:
-    """Range of the vertical axis."""
+    """Range of the vertical axis; ``constant`` is the value of curves that are flat."""
 
     low: float
     high: float
+    constant: float | None = None
 
 
 def draw(chart: Chart, key: str, limits: Limits) -> str:
@@ -45,7 +46,7 @@ def draw(chart: Chart, key: str, limits: Limits) -> str:
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
         matplotlib.rcParams |= _settings(key)
         figure = Figure(figsize=(style.WIDTH / 72, style.HEIGHT / 72))
-        axes = figure.add_axes((0.125, 0.165, 0.86, 0.715))
+        axes = figure.add_axes((0.135, 0.175, 0.85, 0.7))
         _set_axes(axes, chart, limits)
         _draw_phase(axes, chart)
         if chart.spread is not None:
@@ -53,7 +54,7 @@ def draw(chart: Chart, key: str, limits: Limits) -> str:
         for series in chart.series:
             _draw_series(axes, series, stroke_of(chart, series))
         _draw_references(axes, chart)
-        return inline_svg(figure, key, sentences(chart))
+        return inline_svg(figure, key, in_words(chart))
 
 
 def common_limits(charts: Sequence[Chart]) -> Limits:
@@ -65,9 +66,10 @@ def common_limits(charts: Sequence[Chart]) -> Limits:
         margin = max((high / low) ** _MARGIN, 1 + _MARGIN)
         return Limits(low / margin, high * margin)
     size = max(abs(low), abs(high))
-    margin = _MARGIN * (high - low)
     if high - low <= _FLAT * size:
         margin = _MARGIN * size or 1.0
+        return Limits(low - margin, high + margin, constant=(low + high) / 2)
+    margin = _MARGIN * (high - low)
     return Limits(low - margin, high + margin)
 
 
@@ -112,11 +114,19 @@ def _set_axes(axes: Axes, chart: Chart, limits: Limits) -> None:
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(FixedLocator(_whole_ticks(chart.size - 1)))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+
+
+def _whole_ticks(last: int) -> list[float]:
+    ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(0, last)
+    return [float(tick) for tick in ticks if 0 <= tick <= last and tick == round(tick)]
 
 
 def _even_ticks(limits: Limits) -> list[float]:
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(limits.low, limits.high)
+    if limits.constant is not None:
+        return [limits.constant]
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(limits.low, limits.high)
     # A step in binary leaves 1e-17 where 0 is meant.
     least = 1e-9 * (limits.high - limits.low)
     return [0.0 if abs(t) < least else float(t) for t in ticks if limits.low <= t <= limits.high]

@@ -18,7 +18,7 @@ from residcheck.verdict import Figure
 
 BAND = (5, 95)
 """Percentiles of the prompts' means between which the band lies."""
-BINS = 60
+BINS = 80
 """Bins of a histogram between the smallest and the largest value of all layers."""
 
 

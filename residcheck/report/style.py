@@ -16,7 +16,7 @@ LEVEL_OPACITY = 0.2
 BAND_OPACITY = 0.18
 PHASE_OPACITY = 0.55
 
-WIDTH, HEIGHT = 440, 250
+WIDTH, HEIGHT = 400, 236
 """Size of a plot in its own units, near the pixels that it takes on a desktop page."""
 FONT_SIZE = 12
 

@@ -15,6 +15,7 @@ from residcheck.report.style import ROLES
 # nothing else uses, which the finished text replaces by the variable.
 _SENTINEL = re.compile("#fe00([0-9a-f]{2})")
 _FONT_FAMILY = re.compile(r"font-family:[^;]*;?\s*")
+_FONT = re.compile(r"font: ([\d.]+px)[^;]*")  # as matplotlib before 3.10 writes it
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _NO_TURN = re.compile(r"rotate\(-?0 [^)]*\)")
@@ -66,7 +67,7 @@ def _plain_names(element: ElementTree.Element) -> None:
 
 
 def _restyle(element: ElementTree.Element) -> None:
-    style = _FONT_FAMILY.sub("", element.get("style", ""))
+    style = _FONT.sub(r"font-size: \1", _FONT_FAMILY.sub("", element.get("style", "")))
     if style:
         element.set("style", _SENTINEL.sub(lambda m: f"var(--{ROLES[int(m[1], 16)]})", style))
     for name in ("d", "x", "y", "transform"):
