@@ -59,4 +59,5 @@ def verify(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks: paired ratios against a plain forward pass."""
     install(session)
-    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs)
+    files = ["tests/benchmarks/bench_pass.py", "--override-ini", "python_functions=bench_*"]
+    session.run("pytest", *files, "--benchmark-only", *session.posargs)
