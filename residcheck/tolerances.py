@@ -38,7 +38,8 @@ class Tolerance:
 # bfloat16 and float16 carry 8 and 11 bits; curves in bfloat16 moved by 3e-4 to 1e-3.
 # Identities: at most 2 units in the last place on twenty architectures.
 TOLERANCES: dict[str, Tolerance] = {
-    "float64": Tolerance(identity=1e-13, logits=1e-11, curve=1e-9, token=1e-8, unit=2.3e-16),
+    # Eager attention computes its softmax in float32 whatever the dtype: hence the logits' row.
+    "float64": Tolerance(identity=1e-13, logits=1e-6, curve=1e-9, token=1e-8, unit=2.3e-16),
     "float32": Tolerance(identity=2e-6, logits=5e-5, curve=1e-5, token=1e-4, unit=1.2e-7),
     "float16": Tolerance(identity=4e-3, logits=2e-2, curve=2e-3, token=2e-2, unit=9.8e-4),
     "bfloat16": Tolerance(identity=3e-2, logits=1e-1, curve=1e-2, token=1e-1, unit=7.9e-3),

@@ -10,11 +10,13 @@ called one after another with masks written out here, and numpy for the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 import torch
 import transformers
@@ -51,22 +53,18 @@ _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _DENSE_FIRST = {"mlp_only_layers": [0], "num_experts": 4, "moe_intermediate_size": 32}
 _MAMBA = {"hidden_size": 48, "num_hidden_layers": LAYERS, "state_size": 8}
 
+_NEO: dict[str, Any] = {"hidden_size": 48, "num_layers": LAYERS, "num_heads": 4}
+_NEO |= {"attention_types": [[["global", "local", "global"], 1]], "window_size": 16}
+_NEO |= {"max_position_embeddings": 256}
+_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+_WINDOWS = {"sliding_window": 8, "layer_types": _KINDS}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 # family: the configuration class of transformers, and its arguments
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),
-    "gpt_neo": (
-        "GPTNeoConfig",
-        {
-            "hidden_size": 48,
-            "num_layers": LAYERS,
-            "num_heads": 4,
-            "attention_types": [[["global", "local", "global"], 1]],
-            "max_position_embeddings": 256,
-            "window_size": 16,
-        },
-    ),
+    "gpt_neo": ("GPTNeoConfig", _NEO),
+    "openai_gpt": ("OpenAIGPTConfig", _GPT2),
     "gptj": ("GPTJConfig", _GPT2 | {"rotary_dim": 8}),
     "codegen": ("CodeGenConfig", _GPT2 | {"n_embd": 64, "rotary_dim": 8}),
     "neox": ("GPTNeoXConfig", _PLAIN),
@@ -83,15 +81,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", _HEADS),
     "gemma": ("GemmaConfig", _HEADS),
     "gemma2": ("Gemma2Config", _HEADS | {"query_pre_attn_scalar": 12}),
-    "gemma3": (
-        "Gemma3TextConfig",
-        _HEADS
-        | {
-            "query_pre_attn_scalar": 12,
-            "sliding_window": 8,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
+    "gemma3": ("Gemma3TextConfig", _HEADS | {"query_pre_attn_scalar": 12} | _WINDOWS),
     "phi": ("PhiConfig", _PLAIN),
     "phi3": ("Phi3Config", _GROUPED),
     "stablelm": ("StableLmConfig", _GROUPED | {"partial_rotary_factor": 0.5}),
@@ -157,6 +147,55 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def build_gguf(path: Path) -> None:
+    """The tiny Llama as llama.cpp writes it: other names, query and key rows permuted."""
+    model, tokens = new_model("llama"), tokenizer()
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    vocabulary = json.loads(tokens.backend_tokenizer.to_str())["model"]
+    facts = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": 10_000.0,
+        "vocab_size": VOCAB,
+        "tokenizer_model": "gpt2",
+        "token_list": sorted(vocabulary["vocab"], key=vocabulary["vocab"].__getitem__),
+        "token_merges": [" ".join(merge) for merge in vocabulary["merges"]],
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    for name, value in facts.items():
+        getattr(writer, f"add_{name}")(value)
+    for name, tensor in model.state_dict().items():
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        values, heads = tensor.numpy(), {"q_proj": 4, "k_proj": 2}.get(part)
+        if heads:
+            halves = values.reshape(heads, 2, -1, values.shape[1])
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+        number = next((f"blk.{p}." for p in name.split(".") if p.isdigit()), "")
+        writer.add_tensor(f"{number}{_GGUF_NAMES[part]}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+_GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "o_proj": "attn_output",
+    **{f"{x}_proj": f"attn_{x}" for x in "qkv"},
+    **{f"{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
+}
 
 
 class Layer(NamedTuple):
@@ -280,18 +319,17 @@ def quantities(layers: list[Layer], config: Any) -> dict[str, np.ndarray]:
             pre, attn, mlp, post, before = (
                 x - x.mean(-1, keepdims=True) for x in (pre, attn, mlp, post, before)
             )
-        norm = _norm
         row = {
-            "resid_pre_norm": norm(pre),
-            "ln1_normalized_norm": norm(_normalised(pre, eps)),
-            "attn_out_norm": norm(attn),
-            "attn_out_cosine": (attn * pre).sum(-1) / norm(attn) / norm(pre),
-            "resid_mid_norm": norm(before),
-            "ln2_normalized_norm": norm(_normalised(before, eps)),
+            "resid_pre_norm": _norm(pre),
+            "ln1_normalized_norm": _norm(_normalised(pre, eps)),
+            "attn_out_norm": _norm(attn),
+            "attn_out_cosine": (attn * pre).sum(-1) / _norm(attn) / _norm(pre),
+            "resid_mid_norm": _norm(before),
+            "ln2_normalized_norm": _norm(_normalised(before, eps)),
             "activation_rate": (hidden > 0).mean(-1),
-            "mlp_out_norm": norm(mlp),
-            "mlp_out_cosine": (mlp * before).sum(-1) / norm(mlp) / norm(before),
-            "resid_post_norm": norm(post),
+            "mlp_out_norm": _norm(mlp),
+            "mlp_out_cosine": (mlp * before).sum(-1) / _norm(mlp) / _norm(before),
+            "resid_post_norm": _norm(post),
         }
         if mid is None:
             del row["resid_mid_norm"]

@@ -124,7 +124,13 @@ def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
 def _is_parallel(block: nn.Module, config: Any) -> bool:
     if any(getattr(config, flag, False) for flag in PARALLEL_FLAGS):
         return True
-    return _child(block, (*LN2, AMBIGUOUS, *POST_MLP)) is None
+    # One norm for both sublayers; with a second one, of a name unknown here, it is sequential.
+    norms = [module for module in block.children() if _is_norm(module)]
+    return len(norms) <= 1 and _child(block, (*LN2, AMBIGUOUS, *POST_MLP)) is None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def _writer(block: nn.Module, name: str) -> str:
@@ -176,7 +182,7 @@ def _find_norms(
 
 def _why_no_norm(block: nn.Module, known: tuple[str | None, ...]) -> str:
     for name, module in block.named_children():
-        if "norm" in type(module).__name__.lower() and name not in known:
+        if _is_norm(module) and name not in known:
             return f"residcheck does not know the norm {name!r} of this architecture"
     return "the sublayer reads the stream without a norm"
 

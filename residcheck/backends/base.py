@@ -87,7 +87,9 @@ class Affine:
     @cached_property
     def invertible(self) -> Bool[Tensor, " d_model"]:
         """Where x can be recovered from ``x * gain + bias`` without losing its digits."""
-        known: Tensor = self.gain.abs() > 1e-3 * self.bias.abs()
+        # Rounding of the sum is eps * |bias|, and is divided by the gain.
+        bound = max(1e-3, 10 * torch.finfo(self.gain.dtype).eps)
+        known: Tensor = self.gain.abs() > bound * self.bias.abs()
         return known
 
 

@@ -208,16 +208,20 @@ class _Recording:
         self.tokens += sum(lengths)
 
     def _refuse_nonfinite(self, indices: list[int], lengths: list[int]) -> None:
-        for name in (n for n in self._names if QUANTITIES[n].unit == "norm"):
-            for index, length in zip(indices, lengths, strict=True):
-                bad = np.argwhere(~np.isfinite(self._arrays[name][index, :length]))
-                if bad.size and not name.startswith("ln"):
-                    position, layer = bad[np.argmin(bad[:, 1])]
-                    raise NonFiniteError(
-                        f"layer {layer}: {name} is NaN or infinite at prompt {index + 1}, "
-                        f"position {position}",
-                        "the activations overflow in this dtype or the weights are damaged",
-                    )
+        """Name the first layer, and in it the first site, at which a norm is not finite."""
+        norms = [n for n in self._names if QUANTITIES[n].unit == "norm" and not n.startswith("ln")]
+        bad: list[tuple[int, int, int, int]] = []
+        for index, length in zip(indices, lengths, strict=True):
+            for order, name in enumerate(norms):
+                found = np.argwhere(~np.isfinite(self._arrays[name][index, :length]))
+                bad += [(layer, order, index, position) for position, layer in found]
+        if bad:
+            layer, order, index, position = min(bad)
+            raise NonFiniteError(
+                f"layer {layer}: {norms[order]} is NaN or infinite at prompt {index + 1}, "
+                f"position {position}",
+                "the activations overflow in this dtype or the weights are damaged",
+            )
 
     def run(self, probes: dict[str, Curve], *, complete: bool) -> Run | None:
         done = sorted(self._done)

@@ -20,7 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from residcheck.backends import SITES, Backend, Site, Tap, Taps
-from residcheck.errors import GateError, NonFiniteError, UnsupportedModelError
+from residcheck.errors import (
+    GateError,
+    LoadError,
+    NonFiniteError,
+    ResidcheckError,
+    UnsupportedModelError,
+)
 from residcheck.tolerances import Tolerance
 
 
@@ -65,7 +71,8 @@ class Gate:
                     "the weights may be damaged, or overflow in this dtype: try dtype=float32",
                 )
             if site in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"):
-                self._seen[site] = tensor.double()  # a copy: some models add in place
+                # A copy: some models add to it in place later.
+                self._seen[site] = tensor.to(torch.float64, copy=True)
             if site == "resid_post":
                 self._close(layer)
 
@@ -84,13 +91,15 @@ class Gate:
             self._test(layer, "resid_post[n-1] = resid_pre[n]", self._previous_post, ("resid_pre",))
         if parallel:
             total = seen["resid_pre"] + seen["attn_out"] + seen["mlp_out"]
-            sites: tuple[Site, ...] = ("attn_out", "mlp_out", "resid_post")
+            sites: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
             self._test(layer, "resid_pre + attn_out + mlp_out = resid_post", total, sites)
         else:
             total = seen["resid_pre"] + seen["attn_out"]
-            self._test(layer, "resid_pre + attn_out = resid_mid", total, ("attn_out", "resid_mid"))
+            sites = ("resid_pre", "attn_out", "resid_mid")
+            self._test(layer, "resid_pre + attn_out = resid_mid", total, sites)
             total = seen["resid_mid"] + seen["mlp_out"]
-            self._test(layer, "resid_mid + mlp_out = resid_post", total, ("mlp_out", "resid_post"))
+            sites = ("resid_mid", "mlp_out", "resid_post")
+            self._test(layer, "resid_mid + mlp_out = resid_post", total, sites)
         self._previous_post = self.last_post = seen["resid_post"]
         self._seen = {}
 
@@ -142,7 +151,13 @@ def check(
     """
     gate = Gate(backend, tolerance)
     mask = torch.ones_like(tokens)
-    logits = backend.forward(tokens, mask, gate.taps(), logits=True)
+    try:
+        logits = backend.forward(tokens, mask, gate.taps(), logits=True)
+    except ResidcheckError:
+        raise
+    except Exception as error:  # libraries fail in many ways on what they do not support
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LoadError(f"{backend.name} cannot run this model: {reason}", _HINT) from error
     if gate.mismatches:
         raise _mismatch_error(gate.mismatches, tolerance)
     if silent := gate.silent_hooks():

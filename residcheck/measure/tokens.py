@@ -67,8 +67,9 @@ def encode(prompts: Prompts, tokenizer: Any, config: Any, max_tokens: int | None
         UsageError: ``max_tokens`` below 2 or beyond the model's positions.
         LoadError: a tokenizer that does not fit the model.
     """
-    limit = getattr(config, "max_position_embeddings", None)
-    limit = limit if isinstance(limit, int) and limit > 0 else None
+    if not prompts.texts:
+        raise UsageError("there are no prompts to measure")
+    limit = _positions(config)
     if max_tokens is None:
         max_tokens = min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     if max_tokens < 2:
@@ -91,7 +92,18 @@ def encode(prompts: Prompts, tokenizer: Any, config: Any, max_tokens: int | None
     if empty:
         raise UsageError(f"prompt {empty[0]} of {prompts.source} has no tokens beside BOS")
     pad = tokenizer.pad_token_id
-    return Encoded(prompts.source, ids, max_tokens, bos, bos_id if pad is None else int(pad))
+    if pad is None or pad >= config.vocab_size:  # a padding token added to the tokenizer alone
+        pad = bos_id
+    return Encoded(prompts.source, ids, max_tokens, bos, int(pad))
+
+
+def _positions(config: Any) -> int | None:
+    """The longest prompt that the model reads, where its configuration says so."""
+    for name in ("max_position_embeddings", "max_seq_len"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
 
 
 def _bos(tokenizer: Any) -> tuple[int, str]:

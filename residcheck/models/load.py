@@ -164,15 +164,15 @@ def _config(located: _Located) -> Any:
 
 def _cannot_load(located: _Located, error: Exception) -> LoadError:
     reason = _first_line(error)
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
+            f"{located.id} needs code of its own, which residcheck never runs",
+            "use a model that transformers implements itself",
+        )
     if located.weights is not None:
         return LoadError(
             f"cannot load {located.source}: {reason}",
             "the folder may be damaged or incomplete; save or copy it again",
-        )
-    if "trust_remote_code" in str(error):
-        return UnsupportedModelError(
-            f"{located.id} needs code from the hub, which residcheck never runs",
-            "use a model that transformers implements itself",
         )
     close = difflib.get_close_matches(located.id.lower(), BUILTIN, n=1, cutoff=0.4)
     nearest = close[0] if close else ", ".join(BUILTIN)
@@ -216,19 +216,37 @@ def _model_and_tokenizer(located: _Located, spec: ModelSpec) -> tuple[Any, Any]:
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
             **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(located.source, **common)
     except Exception as error:  # safetensors, the hub and torch raise many kinds
         raise _cannot_load(located, error) from error
-    absent = sorted({*info["missing_keys"], *(str(k[0]) for k in info["mismatched_keys"])})
-    if absent:
+    _refuse_other_weights(located.id, model.config.get_text_config(), info)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers made an empty one
         raise LoadError(
-            f"{located.id} lacks weights that its architecture needs: {', '.join(absent[:3])}"
-            + (f" and {len(absent) - 3} more" if len(absent) > 3 else ""),
-            "the files are incomplete or belong to another architecture",
+            f"{located.id} has no tokenizer",
+            "save the tokenizer into the model's folder too",
         )
     return model, tokenizer
+
+
+def _refuse_other_weights(model_id: str, config: Any, info: Any) -> None:
+    """Weights must be those that the configuration calls for, no fewer, no other layers."""
+    hint = "the files are incomplete or belong to another configuration"
+    sizes = {str(key[0]) for key in info["mismatched_keys"]}
+    absent = sorted({*info["missing_keys"], *sizes})
+    if absent:
+        what = (
+            "has weights of another size" if sizes else "lacks weights that its architecture needs"
+        )
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise LoadError(f"{model_id} {what}: {', '.join(absent[:3])}{more}", hint)
+    for key in info["unexpected_keys"]:
+        numbers = [int(part) for part in str(key).split(".") if part.isdigit()]
+        if numbers and numbers[0] >= config.num_hidden_layers:
+            layers = config.num_hidden_layers
+            raise LoadError(f"{model_id} has weights beyond its {layers} layers: {key}", hint)
 
 
 def _refuse_nonfinite(model_id: str, model: Any) -> None:
