@@ -169,6 +169,21 @@ def test_the_size_of_the_mismatch_is_that_of_the_difference(backend: str, tiny: 
 
 
 @both_backends
+@pytest.mark.parametrize("where", [(0, 0), (1, 15)])
+def test_a_hook_that_is_wrong_at_one_token_stops(
+    where: tuple[int, int], backend: str, tiny: Tiny
+) -> None:
+    def spoilt(seen: Seen) -> Tensor:
+        tensor = seen[2, "mlp_out"].clone()
+        tensor[where] = 0
+        return tensor
+
+    case = sound(tiny, "llama", backend)
+    with pytest.raises(GateError, match=r"layer 2: resid_mid \+ mlp_out = resid_post fails"):
+        case.check(Lying(case.backend, {(2, "mlp_out"): spoilt}))
+
+
+@both_backends
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "resid_mid", "mlp_out"])
 def test_a_hook_that_is_never_reached_is_named(site: Site, backend: str, tiny: Tiny) -> None:
     case = sound(tiny, "llama", backend)

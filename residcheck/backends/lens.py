@@ -40,7 +40,6 @@ class LensBackend:
         self.anatomy = dissect(loaded.model).anatomy
         with quiet_libraries():
             self._bridge = _boot(loaded)
-        self._hooks = set(self._bridge.hook_dict)
 
     @torch.inference_mode()
     def forward(
