@@ -66,7 +66,7 @@ def test_refuted_claim_fails_with_the_numbers(run: Run, models: dict[str, Path])
     result.stdout.fnmatch_lines(
         [
             "correlated-addition on tiny-gpt2: refuted",
-            "*needs at most 0.5*",
+            "*needs 0 to 0.5*",
             "*published: appendix 2*",
         ]
     )

