@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from residcheck.backends import Backend, Site, open_backend
+from residcheck.backends import Affine, Backend, Site, open_backend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Curve, ModelInfo, Run
 from residcheck.errors import LoadError, NonFiniteError
@@ -51,6 +52,18 @@ class Session:
     backend: Backend
     encoded: Encoded
     gate_tokens: Int[Tensor, "batch pos"]
+
+    @cached_property
+    def affines(self) -> dict[tuple[int, Site], Affine]:
+        """Gain and bias at every norm that a sublayer reads through, on the model's device."""
+        anatomy, device = self.backend.anatomy, self.gate_tokens.device
+        norms: tuple[Site, ...] = ("ln1_out", "ln2_out")
+        found: dict[tuple[int, Site], Affine] = {}
+        for site in (site for site in norms if anatomy.has(site)):
+            for layer in range(anatomy.n_layers):
+                affine = self.backend.affine(layer, site)
+                found[layer, site] = Affine(affine.gain.to(device), affine.bias.to(device))
+        return found
 
 
 def measure(
@@ -179,20 +192,13 @@ class _Recording:
         dtype = np.float64 if double else np.float32
         self._arrays = {name: np.full(shape, np.nan, dtype) for name in names}
         self._done: set[int] = set()
-        norms: tuple[Site, ...] = ("ln1_out", "ln2_out")
-        self._affines = {
-            (layer, site): session.backend.affine(layer, site)
-            for site in norms
-            if anatomy.has(site)
-            for layer in range(anatomy.n_layers)
-        }
         self.tokens = 0
 
     def take(self, batch: Batch) -> None:
         recorder = Recorder(
             self._session.backend,
             self._names,
-            self._affines,
+            self._session.affines,
             batch.tokens.shape,
             batch.tokens.device,
             self._dtype,

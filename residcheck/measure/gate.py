@@ -157,7 +157,10 @@ def check(
         raise
     except Exception as error:  # libraries fail in many ways on what they do not support
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LoadError(f"{backend.name} cannot run this model: {reason}", _HINT) from error
+        raise LoadError(
+            f"{backend.name} cannot run this model: {reason}",
+            "try the other backend (backend=transformers or backend=transformer_lens)",
+        ) from error
     if gate.mismatches:
         raise _mismatch_error(gate.mismatches, tolerance)
     if silent := gate.silent_hooks():
