@@ -21,6 +21,11 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ResidcheckError(Exception):
     """A problem with a model, an input or the machine, explained.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from residcheck.backends.anatomy import dissect
 from residcheck.backends.base import Affine, EndOfPass, Site, Tap, Taps, affine_of
-from residcheck.errors import LoadError
+from residcheck.errors import LoadError, first_line
 from residcheck.models import LoadedModel
 from residcheck.models.quiet import quiet_libraries
 
@@ -82,7 +82,7 @@ def _boot(loaded: LoadedModel) -> Any:
         raw = loaded.spec.processing == "raw"
         bridge.enable_compatibility_mode(disable_warnings=True, no_processing=raw)
     except Exception as error:  # the library raises many kinds for what it does not support
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise LoadError(
             f"TransformerLens {LensBackend.version} cannot bridge {loaded.id}: {reason}",
             "try processing=raw, or backend=transformers, which taps the plain modules",

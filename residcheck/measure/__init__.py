@@ -20,7 +20,7 @@ from torch import Tensor
 from residcheck.backends import Affine, Backend, Site, open_backend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Curve, ModelInfo, Run
-from residcheck.errors import LoadError, NonFiniteError
+from residcheck.errors import LoadError, NonFiniteError, first_line
 from residcheck.measure import gate
 from residcheck.measure.probes import centring_probe, padding_probe
 from residcheck.measure.recorder import Recorder, available
@@ -121,7 +121,7 @@ def _plain_logits(
         with quiet_libraries():
             logits: Tensor = loaded.model(input_ids=tokens, use_cache=False).logits
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise LoadError(
             f"{loaded.id} loads, but plain transformers cannot run it: {reason}",
             "its configuration may not fit its weights",

