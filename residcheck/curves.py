@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residcheck.errors import RunFileError
+from residcheck.names import SAMPLED_AXES
 
 SCHEMA = "residcheck.run/1"
 _DAMAGE = (AttributeError, KeyError, TypeError, ValueError, OSError, BadZipFile)
@@ -165,11 +166,23 @@ def summary(curve: Curve) -> dict[str, Any]:
     if "layer" in curve.dims:
         head["layer"] = list(range(curve.values.shape[curve.dims.index("layer")]))
     if not curve.per_token:
-        return head | {"values": _plain(curve.values)}
+        return head | _kept_apart(curve)
     head["mean"] = _plain(curve.mean)
     if curve.unit == "norm":
         head["gmean"] = _plain(curve.gmean)
     return head | {"bos": _plain(_nanmean(curve.bos, 0))}
+
+
+def _kept_apart(curve: Curve) -> dict[str, Any]:
+    """Averages over sampled axes; every value of the others, and its mean over heads."""
+    sampled = tuple(i for i, dim in enumerate(curve.dims) if dim in SAMPLED_AXES)
+    values = _nanmean(curve.values.astype(np.float64), sampled) if sampled else curve.values
+    parts = {"values": _plain(values)}
+    if curve.dims == ("head", "layer"):
+        parts["mean"] = _plain(_nanmean(values, 0))
+    elif sampled:
+        parts["draws"] = [curve.values.shape[i] for i in sampled]
+    return parts
 
 
 def _plain(values: Floats) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from residcheck.backends import Site
@@ -31,5 +31,127 @@ QUANTITIES: dict[str, Quantity] = {
     "resid_post_norm": Quantity("resid_post", "norm", "norm of the stream after the block"),
 }
 
-PROBES = ("bos_spread", "padding_spread", "centred_mean", "centring_logit_shift")
-EVERYTHING = (*QUANTITIES, *PROBES)
+PROBES = (
+    "bos_spread",
+    "padding_spread",
+    "centred_mean",
+    "centring_logit_shift",
+    "rotation_logit_shift",
+)
+
+SAMPLED_AXES = ("prompt", "position", "draw", "neuron")
+"""Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""
+MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
+"""The order of an axis named ``matrix``."""
+
+Part = Literal["attention", "mlp", "stream"]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What a curve is that is not taken per token in the pass.
+
+    ``parts`` are what a model must have for it: the weights of a sublayer, or the stream.
+    An axis named ``write`` counts what is added to the stream, in order: the embedding,
+    then two writes a layer, ``attn_out`` and ``mlp_out``.
+    """
+
+    parts: tuple[Part, ...]
+    dims: tuple[str, ...]
+    unit: str
+    meaning: str
+
+
+_A: tuple[Part, ...] = ("attention",)
+_M: tuple[Part, ...] = ("mlp",)
+_BOTH: tuple[Part, ...] = ("attention", "mlp")
+_LAYER = ("layer",)
+
+# Of folded weights: norm gains in the reading matrices, writes centred under LayerNorm,
+# value biases in b_O. Those that end in _raw are of the weights as they are stored.
+WEIGHTS: dict[str, Statistic] = {
+    "ov_frobenius": Statistic(_A, ("head", "layer"), "norm", "Frobenius norm of a head's W_V W_O"),
+    "ov_eigenvalues": Statistic(
+        _A, ("head", "layer"), "cosine", "sum of W_OV's eigenvalues over the sum of their sizes"
+    ),
+    "b_O_norm": Statistic(_A, _LAYER, "norm", "norm of the attention's output bias"),
+    **{
+        f"{name}_frobenius{form}": Statistic(
+            _A if name in MATRICES[:4] else _M, _LAYER, "norm", f"Frobenius norm of {name}"
+        )
+        for form in ("", "_raw")
+        for name in MATRICES
+    },
+    "W_in_W_out_frobenius": Statistic(_M, _LAYER, "norm", "Frobenius norm of W_in W_out"),
+    "b_in_W_out_norm": Statistic(_M, _LAYER, "norm", "norm of the input bias through W_out"),
+    "b_out_norm": Statistic(_M, _LAYER, "norm", "norm of the MLP's output bias"),
+    "neuron_cosine": Statistic(
+        _M, ("neuron", "layer"), "cosine", "cosine of a neuron's input and output weights"
+    ),
+    "virtual_weights": Statistic(
+        _BOTH, ("write", "read"), "ratio", "norm of W_write W_read over that of random matrices"
+    ),
+}
+RANDOM_INPUTS: dict[str, Statistic] = {
+    "frobenius_gaussian": Statistic(
+        _BOTH, ("draw", "matrix", "layer"), "ratio", "|Wx|^2 / |W|_F^2 for Gaussian x"
+    ),
+    "frobenius_normalized": Statistic(
+        _BOTH, ("draw", "matrix", "layer"), "ratio", "the same for x of mean 0 and variance 1"
+    ),
+    "ov_random_norm": Statistic(
+        _A, ("draw", "layer"), "norm", "norm of what all heads' W_OV make of a Gaussian vector"
+    ),
+    "mlp_random_norm": Statistic(
+        _M, ("draw", "layer"), "norm", "norm of what the MLP makes of a Gaussian vector"
+    ),
+    "activation_rate_random": Statistic(
+        _M, ("draw", "layer"), "fraction", "share of neurons above zero on Gaussian vectors"
+    ),
+    "activation_rate_resampled": Statistic(
+        _M, ("draw", "layer"), "fraction", "the same on resampled vectors of the stream"
+    ),
+    "activation_rate_shuffled": Statistic(
+        _M, ("draw", "layer"), "fraction", "the same, each coordinate resampled on its own"
+    ),
+}
+STRUCTURE: dict[str, Statistic] = {
+    "write_share": Statistic(
+        ("stream",), ("prompt", "write", "layer"), "ratio", "norm of a write over resid_pre's"
+    ),
+    "write_kept": Statistic(
+        ("stream",),
+        ("prompt", "write", "layer"),
+        "relative projection",
+        "what later writes leave of a write along its own direction",
+    ),
+    "write_removal": Statistic(
+        ("stream",),
+        ("prompt", "write"),
+        "fraction",
+        "share of a write's projections on earlier ones that is negative",
+    ),
+    "head_projection": Statistic(
+        _A,
+        ("prompt", "head", "layer"),
+        "relative projection",
+        "a head's output along the stream it is added to, as a share of the stream",
+    ),
+    "neuron_projection": Statistic(
+        _M, ("neuron", "layer"), "relative projection", "the same of a neuron, over prompts"
+    ),
+    "neuron_projection_error": Statistic(
+        _M, ("neuron", "layer"), "relative projection", "its standard error over prompts"
+    ),
+    "resid_post_kurtosis": Statistic(
+        ("stream",),
+        ("prompt", "position", "layer"),
+        "kurtosis",
+        "kurtosis of the stream's coordinates at sampled positions",
+    ),
+    "resid_post_kurtosis_rotated": Statistic(
+        ("stream",), ("prompt", "position", "layer"), "kurtosis", "the same after a rotation"
+    ),
+}
+STATISTICS: dict[str, Statistic] = WEIGHTS | RANDOM_INPUTS | STRUCTURE
+EVERYTHING = (*QUANTITIES, *PROBES, *STATISTICS)

@@ -25,8 +25,9 @@ class Figure:
 
     Args:
         curves: names of the curves, drawn together.
-        kind: ``lines`` (mean per layer with the band over prompts) or ``histogram``
-            (of log values, one row per layer).
+        kind: ``lines`` (mean per layer with the band over prompts or draws; each head's
+            line thin behind the mean over heads), ``histogram`` (of log values, one row per
+            layer) or ``map`` (colours over the last two axes, averaged over the others).
         log: logarithmic vertical axis.
         phase: the window to shade.
         lines: fitted and published lines, drawn over the window.
@@ -35,7 +36,7 @@ class Figure:
     """
 
     curves: tuple[str, ...]
-    kind: Literal["lines", "histogram"] = "lines"
+    kind: Literal["lines", "histogram", "map"] = "lines"
     log: bool = True
     phase: Phase | None = None
     lines: tuple[Line, ...] = ()

@@ -1,0 +1,99 @@
+"""Virtual weights: what one sublayer's output weights are to a later one's input weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residcheck.backends.layer_weights import LayerWeights
+from residcheck.curves import Floats
+
+
+def writing(weights: LayerWeights) -> list[Float[Tensor, "source d_model"]]:
+    """What a layer's two sublayers write with: rows of W_O of all heads, and W_out."""
+    attention, mlp = weights.attention, weights.mlp
+    assert attention is not None
+    assert mlp is not None
+    return [attention.W_O.flatten(0, 1), mlp.W_out]
+
+
+def reading(weights: LayerWeights) -> list[Float[Tensor, "d_model target"]]:
+    """What they read with: columns of W_Q, W_K and W_V of all heads; W_in and the gate."""
+    attention, mlp = weights.attention, weights.mlp
+    assert attention is not None
+    assert mlp is not None
+    heads = [attention.W_Q, attention.W_K, attention.W_V]
+    into_heads = torch.cat([w.transpose(0, 1).flatten(1) for w in heads], dim=1)
+    into_mlp = mlp.W_in if mlp.W_gate is None else torch.cat([mlp.W_in, mlp.W_gate], dim=1)
+    return [into_heads, into_mlp]
+
+
+def virtual_weights(
+    layer_weights: Callable[[int], LayerWeights], n_layers: int, parallel: bool
+) -> Floats:
+    """Composition of every write with every later read: ``[2 * layers, 2 * layers]``.
+
+    ``|W_write W_read|_F`` over what matrices of the same sizes and random directions give,
+    ``|W_write|_F |W_read|_F / sqrt(d_model)``: 1 is no connection beyond chance (Elhage et
+    al. 2021 on composition, with chance divided out). NaN where the read is not later.
+
+    Only a block of the readers' d_model x d_model Gram matrices is held, of the size of
+    one layer's weights; the writers' are made again for every block.
+    """
+    scores = np.full((2 * n_layers, 2 * n_layers), np.nan)
+    for block in _blocks(layer_weights, n_layers):
+        last = max(block)
+        for write, gram in _grams(writing, layer_weights, range(last // 2 + 1), transpose=True):
+            for read, reader in block.items():
+                if _later(read, write, parallel):
+                    scores[write, read] = _composition(gram, reader)
+    return scores
+
+
+def _later(read: int, write: int, parallel: bool) -> bool:
+    """In a parallel block the MLP does not read what its own attention writes."""
+    return read // 2 > write // 2 if parallel else read > write
+
+
+def _blocks(
+    layer_weights: Callable[[int], LayerWeights], n_layers: int
+) -> Iterator[dict[int, Float[Tensor, "d d"]]]:
+    block: dict[int, Float[Tensor, "d d"]] = {}
+    room = _room(layer_weights(0))
+    for read, gram in _grams(reading, layer_weights, range(n_layers), transpose=False):
+        block[read] = gram
+        if len(block) == room:
+            yield block
+            block = {}
+    if block:
+        yield block
+
+
+def _room(weights: LayerWeights) -> int:
+    """How many Gram matrices are smaller than one layer's weights; two are in the making."""
+    size = sum(part.numel() for part in (*writing(weights), *reading(weights)))
+    d_model = writing(weights)[0].shape[1]
+    return max(1, size // d_model**2 - 2)
+
+
+def _grams(
+    side: Callable[[LayerWeights], list[Tensor]],
+    layer_weights: Callable[[int], LayerWeights],
+    layers: range,
+    *,
+    transpose: bool,
+) -> Iterator[tuple[int, Float[Tensor, "d d"]]]:
+    for layer in layers:
+        for sublayer, matrix in enumerate(side(layer_weights(layer))):
+            yield 2 * layer + sublayer, matrix.mT @ matrix if transpose else matrix @ matrix.mT
+
+
+def _composition(writer: Float[Tensor, "d d"], reader: Float[Tensor, "d d"]) -> float:
+    """Of Gram matrices: tr(W R) is |A B|^2, and the traces are the norms squared."""
+    product = float(torch.sum(writer * reader, dtype=torch.float64))
+    alone = float(writer.trace().double() * reader.trace().double())
+    return (max(product, 0.0) / alone * writer.shape[0]) ** 0.5 if alone > 0 else float("nan")
