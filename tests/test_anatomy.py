@@ -25,7 +25,7 @@ from residcheck.tolerances import tolerance
 ROUNDINGS = 5
 PARALLEL = {"resid_mid"}
 ONE_NORM = {"resid_mid", "ln2_out"}
-EXPERTS = {"mlp_pre"}
+EXPERTS = {"mlp_pre", "mlp_post"}
 NO_PRE_NORM = {"ln1_out", "ln2_out"}
 
 
@@ -114,7 +114,25 @@ def test_what_has_no_decoder_blocks_is_unsupported(family: str) -> None:
 
 def test_experts_after_a_dense_first_block_leave_no_activation_rate() -> None:
     found = dissect(new_model("qwen3_moe_dense_first")).anatomy
-    assert "mlp_pre" in found.missing
+    assert {"mlp_pre", "mlp_post"} <= set(found.missing)
+    assert "layer 1" in found.missing_weights["mlp"]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_heads_are_those_of_the_configuration(family: str) -> None:
+    model = new_model(family)
+    found, config = dissect(model).anatomy, model.config
+    one_key = family == "falcon"  # Falcon 7B's multi-query attention, the default
+    grouped = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", 4)
+    assert found.n_kv_heads == (1 if one_key else grouped)
+    assert found.d_head == config.hidden_size // 4
+
+
+def test_only_experts_have_no_weights_to_give() -> None:
+    found = {family: dissect(new_model(family)).anatomy.missing_weights for family in PUBLISHED}
+    without = {family: set(reasons) for family, reasons in found.items() if reasons}
+    assert without == {"mixtral": {"mlp"}, "gpt_oss": {"mlp"}}
+    assert "experts" in found["mixtral"]["mlp"]
 
 
 def test_reasons_for_what_is_missing_say_why() -> None:

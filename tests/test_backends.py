@@ -10,7 +10,7 @@ import torch
 from tiny import LAYERS, Tiny
 from torch import Tensor
 
-from residcheck.backends import SITES, Backend, Site, Tap, open_backend
+from residcheck.backends import SITES, Backend, Site, Tap, lens, open_backend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run
 from residcheck.errors import GateError, LoadError
@@ -39,13 +39,13 @@ def measured(tiny: Tiny, family: str, prompts: Prompts = PROMPTS, **options: str
     return measure(spec, prompts, max_tokens=MAX_TOKENS, batch_size=3)
 
 
-def opened(tiny: Tiny, family: str, backend: str) -> Backend:
-    return _opened(str(tiny(family)), backend)
+def opened(tiny: Tiny, family: str, backend: str, processing: str = "") -> Backend:
+    return _opened(str(tiny(family)), backend, processing)
 
 
 @cache
-def _opened(folder: str, backend: str) -> Backend:
-    return open_backend(load(ModelSpec(folder, backend=backend)))
+def _opened(folder: str, backend: str, processing: str) -> Backend:
+    return open_backend(load(ModelSpec(folder, backend=backend, processing=processing)))
 
 
 def assert_same_curves(one: Run, other: Run) -> None:
@@ -175,6 +175,53 @@ def test_a_stream_that_a_tap_replaces_is_what_comes_after(
         tapped.forward(*batch(), after.taps | {(1, site): lambda x: x.flip(-1)}, logits=True)
         assert torch.equal(after.seen[0, "resid_post"], before.seen[0, "resid_post"]), site
         assert not torch.equal(after.seen[2, "resid_post"], before.seen[2, "resid_post"]), site
+
+
+@both_backends
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "bloom", "falcon", "gpt_neo", "opt", "mixtral"]
+)
+def test_heads_can_be_switched_off(family: str, backend: str, tiny: Tiny) -> None:
+    tapped = opened(tiny, family, backend)
+    notes = Notes(tapped)
+    tapped.forward(*batch(), notes.taps | {(1, "z"): torch.zeros_like}, logits=False)
+    written = notes.seen[1, "attn_out"]
+    assert float((written - written[0, 0]).abs().max()) <= FLOAT32.unit  # the bias, if any
+
+
+@both_backends
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "opt", "phi3", "granite"])
+def test_activations_can_be_switched_off(family: str, backend: str, tiny: Tiny) -> None:
+    tapped = opened(tiny, family, backend)
+    notes = Notes(tapped)
+    tapped.forward(*batch(), notes.taps | {(1, "mlp_post"): torch.zeros_like}, logits=False)
+    written = notes.seen[1, "mlp_out"]
+    assert float((written - written[0, 0]).abs().max()) <= FLOAT32.unit
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_backends_hand_the_same_to_the_output_projections(family: str, tiny: Tiny) -> None:
+    # Raw, since processed weights carry the value bias in b_O instead of in z.
+    tapped = [opened(tiny, family, backend, "raw") for backend in BACKENDS]
+    one, other = (Notes(backend) for backend in tapped)
+    for notes, backend in zip((one, other), tapped, strict=True):
+        backend.forward(*batch(), notes.taps, logits=False)
+    places = [place for place in one.seen if place[1] in ("z", "mlp_post")]
+    assert len(places) == (LAYERS if family == "mixtral" else 2 * LAYERS)
+    for place in places:
+        a, b = one.seen[place], other.seen[place]
+        assert a.shape == b.shape
+        error = (a - b).norm(dim=-1) / b.norm(dim=-1)
+        assert float(error.max()) <= FLOAT32.token, place
+
+
+def test_a_hook_that_transformer_lens_never_fires_is_missing(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(lens.HOOKS, "z", "mlp.hook_in_no_place")
+    found = open_backend(load(ModelSpec(str(tiny("llama")))))
+    assert "does not fire mlp.hook_in_no_place" in found.anatomy.missing["z"]
+    assert "mlp_post" not in found.anatomy.missing
 
 
 @both_backends

@@ -9,8 +9,12 @@ from residcheck.backends.base import Affine as Affine
 from residcheck.backends.base import Anatomy as Anatomy
 from residcheck.backends.base import Backend as Backend
 from residcheck.backends.base import Site as Site
+from residcheck.backends.base import Sublayer as Sublayer
 from residcheck.backends.base import Tap as Tap
 from residcheck.backends.base import Taps as Taps
+from residcheck.backends.layer_weights import AttentionWeights as AttentionWeights
+from residcheck.backends.layer_weights import LayerWeights as LayerWeights
+from residcheck.backends.layer_weights import MLPWeights as MLPWeights
 from residcheck.models import LoadedModel
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from residcheck.backends.base import Anatomy, Site, is_centring, norm_eps
+from residcheck.backends import projections
+from residcheck.backends.base import Anatomy, Site, Sublayer, is_centring, norm_eps
+from residcheck.backends.projections import HIDDEN, Heads, UnknownLayoutError
 from residcheck.errors import UnsupportedModelError
 
 ATTENTION = ("self_attn", "self_attention", "attn", "attention")
@@ -44,7 +46,7 @@ AMBIGUOUS = "post_attention_layernorm"  # second norm in Llama, post-norm in Gem
 POST_ATTENTION = ("post_self_attn_layernorm",)
 POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 GATE = ("gate_proj", "gate_up_proj", "w1")
-HIDDEN = ("c_fc", "fc_in", "fc1", "dense_h_to_4h", "up_proj", "w1")
+SOMETIMES: tuple[Site, ...] = ("z", "mlp_pre", "mlp_post")  # may be in some blocks only
 PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 
 
@@ -70,6 +72,8 @@ class Blocks:
     modules: nn.ModuleList
     parts: dict[Site, Part]
     anatomy: Anatomy
+    names: dict[Sublayer, str]
+    post_norms: dict[Site, str]
 
 
 def dissect(model: Any) -> Blocks:
@@ -89,9 +93,9 @@ def dissect(model: Any) -> Blocks:
     scale = float(getattr(block, "residual_multiplier", 1.0))
     attention, mlp = _child(block, ATTENTION), _child(block, MLP)
     if attention is None or mlp is None:
-        names = ", ".join(name for name, _ in block.named_children())
+        there = ", ".join(name for name, _ in block.named_children())
         raise UnsupportedModelError(
-            f"a block of {config.model_type} has no attention and MLP sublayer (it has: {names})",
+            f"a block of {config.model_type} has no attention and MLP sublayer (it has: {there})",
             "attention-only, state-space and other block types are not measured",
         )
     post_norms = _post_norms(block)
@@ -100,8 +104,13 @@ def dissect(model: Any) -> Blocks:
     missing: dict[Site, str] = {}
     _find_norms(block, parallel, mlp, post_norms, parts, missing)
     _find_pre_activation(block, mlp, parts, missing)
+    names: dict[Sublayer, str] = {"attention": attention, "mlp": mlp}
+    _find_what_writers_read(block, names, parts, missing)
     _check_every_block(config.model_type, blocks, parts, missing)
-    return Blocks(path, blocks, parts, _anatomy(config, blocks, parts, parallel, missing))
+    sites: tuple[Site, Site] = ("attn_out", "mlp_out")
+    norms = {site: name for site, name in zip(sites, post_norms, strict=True) if name}
+    anatomy = _anatomy(config, blocks, names, parts, parallel, missing)
+    return Blocks(path, blocks, parts, anatomy, names, norms)
 
 
 def _block_list(model: Any, config: Any) -> tuple[str, nn.ModuleList]:
@@ -194,14 +203,31 @@ def _find_pre_activation(
         parts["mlp_pre"] = Part("fc1", "output")
         return
     module = getattr(block, mlp)
-    if any(hasattr(module, name) for name in ("experts", "router")):
-        missing["mlp_pre"] = "a mixture of experts: no one set of hidden neurons sees every token"
+    if projections.is_mixture(module):
+        missing["mlp_pre"] = projections.EXPERTS
         return
     name = _child(module, GATE) or _child(module, HIDDEN)
     if name is None or not isinstance(getattr(module, name), nn.Module):
         missing["mlp_pre"] = f"no hidden layer found in {type(module).__name__}"
         return
     parts["mlp_pre"] = Part(f"{mlp}.{name}", "output", share=2 if name == "gate_up_proj" else 1)
+
+
+def _find_what_writers_read(
+    block: nn.Module,
+    names: dict[Sublayer, str],
+    parts: dict[Site, Part],
+    missing: dict[Site, str],
+) -> None:
+    """What the heads hand to W_O, and the hidden neurons to W_out."""
+    try:
+        parts["z"] = Part(projections.attention_out(block, names["attention"]), "input")
+    except UnknownLayoutError as reason:
+        missing["z"] = str(reason)
+    try:
+        parts["mlp_post"] = Part(projections.mlp_out(block, names["mlp"]), "input")
+    except UnknownLayoutError as reason:
+        missing["mlp_post"] = str(reason)
 
 
 def _check_every_block(
@@ -211,23 +237,27 @@ def _check_every_block(
     for layer, block in enumerate(blocks):
         present = {path for path, _ in block.named_modules()}
         for site in [site for site, part in parts.items() if part.path not in present]:
-            if site != "mlp_pre":
+            if site not in SOMETIMES:
                 raise UnsupportedModelError(
                     f"the blocks of {model_type} differ: layer {layer} has no "
                     f"{parts[site].path!r}, which layer 0 has",
                     "hybrids of attention with other kinds of blocks are not measured",
                 )
-            missing[site] = f"the MLP of layer {layer} is built differently from layer 0's"
+            sublayer = "attention" if site == "z" else "MLP"
+            missing[site] = f"the {sublayer} of layer {layer} is built differently from layer 0's"
             del parts[site]
 
 
 def _anatomy(
     config: Any,
     blocks: nn.ModuleList,
+    names: dict[Sublayer, str],
     parts: dict[Site, Part],
     parallel: bool,
     missing: dict[Site, str],
 ) -> Anatomy:
+    unreadable = _unreadable(config, blocks, names)
+    size = _heads(config, blocks[0], names["attention"])
     norm = blocks[0].get_submodule(parts["ln1_out"].path) if "ln1_out" in parts else None
     d_model = int(config.hidden_size)
     kind = "none" if norm is None else "LayerNorm" if is_centring(norm, d_model) else "RMSNorm"
@@ -238,14 +268,44 @@ def _anatomy(
         n_layers=len(blocks),
         d_model=d_model,
         n_heads=int(config.num_attention_heads),
+        n_kv_heads=size.keys,
+        d_head=size.width,
         d_mlp=_width(blocks[0], hidden),
         norm=kind,
         norm_eps=0.0 if norm is None else norm_eps(norm, d_model),
         parallel=parallel,
         gated=gated,
         activation=_activation(config),
+        residual_scale=parts["attn_out"].scale,
         missing=missing,
+        missing_weights=unreadable,
     )
+
+
+def _unreadable(
+    config: Any, blocks: nn.ModuleList, names: dict[Sublayer, str]
+) -> dict[Sublayer, str]:
+    """Why the weight matrices of a sublayer cannot be given for every block."""
+    reasons: dict[Sublayer, str] = {}
+    for layer, block in enumerate(blocks):
+        try:
+            projections.heads(block, names["attention"], int(config.num_attention_heads))
+        except UnknownLayoutError as reason:
+            reasons.setdefault("attention", f"layer {layer}: {reason}")
+        try:
+            projections.mlp_weights(block, names["mlp"])
+        except UnknownLayoutError as reason:
+            reasons.setdefault("mlp", f"layer {layer}: {reason}")
+    return reasons
+
+
+def _heads(config: Any, block: nn.Module, attention: str) -> Heads:
+    queries = int(config.num_attention_heads)
+    try:
+        return projections.heads(block, attention, queries)
+    except UnknownLayoutError:  # what the configuration says, then
+        width = getattr(config, "head_dim", None) or int(config.hidden_size) // queries
+        return Heads(queries, getattr(config, "num_key_value_heads", None) or queries, width)
 
 
 def _width(block: nn.Module, hidden: Part | None) -> int | None:

@@ -1,18 +1,22 @@
 """What a backend gives: an anatomy, taps on a forward pass, and the logits.
 
 Sites carry TransformerLens' hook names. Shapes: every tap sees
-``[batch, position, width]``; width is ``d_model``, or ``d_mlp`` for ``mlp_pre``.
+``[batch, position, width]``; width is ``d_model``, or ``d_mlp`` for ``mlp_pre`` and
+``mlp_post``, or ``n_heads * d_head``, head after head, for ``z``.
 
 ========== ==================================================================
 site       tensor
 ========== ==================================================================
 resid_pre  the stream as the block receives it
 ln1_out    what the attention sublayer reads: after the first norm
+z          what the heads hand to the output projection W_O
 attn_out   what the attention sublayer adds to the stream (after a post-norm,
            times a residual multiplier, where the architecture has them)
 resid_mid  the stream between the sublayers; sequential blocks only
 ln2_out    what the MLP reads: after the second norm
 mlp_pre    pre-activations of the hidden neurons; of the gate in a gated MLP
+mlp_post   what the MLP hands to its output projection W_out: activations of the
+           hidden neurons, times their linear part in a gated MLP
 mlp_out    what the MLP adds to the stream
 resid_post the stream as the block passes it on
 ========== ==================================================================
@@ -29,26 +33,33 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from residcheck.backends.layer_weights import LayerWeights
+
 Site = Literal[
     "resid_pre",
     "ln1_out",
+    "z",
     "attn_out",
     "resid_mid",
     "ln2_out",
     "mlp_pre",
+    "mlp_post",
     "mlp_out",
     "resid_post",
 ]
 SITES: tuple[Site, ...] = (
     "resid_pre",
     "ln1_out",
+    "z",
     "attn_out",
     "resid_mid",
     "ln2_out",
     "mlp_pre",
+    "mlp_post",
     "mlp_out",
     "resid_post",
 )
+Sublayer = Literal["attention", "mlp"]
 Tap = Callable[[Tensor], Tensor | None]
 """Sees a tensor as the pass produces it; may return another to go on with."""
 Taps = Mapping[tuple[int, Site], Tap]
@@ -58,20 +69,26 @@ Taps = Mapping[tuple[int, Site], Tap]
 class Anatomy:
     """What a model is built like, as far as the claims need to know.
 
-    ``missing`` maps each site that this architecture does not have to the reason.
+    ``residual_scale`` is what a sublayer's output is multiplied with before it is added.
+    ``missing`` maps each site that this architecture or library does not have to the reason;
+    ``missing_weights`` does so for the sublayers whose weight matrices cannot be given.
     """
 
     model_type: str
     n_layers: int
     d_model: int
     n_heads: int
+    n_kv_heads: int
+    d_head: int
     d_mlp: int | None
     norm: str
     norm_eps: float
     parallel: bool
     gated: bool
     activation: str
+    residual_scale: float = 1.0
     missing: Mapping[Site, str] = field(default_factory=dict)
+    missing_weights: Mapping[Sublayer, str] = field(default_factory=dict)
 
     def has(self, site: Site) -> bool:
         return site not in self.missing
@@ -91,6 +108,24 @@ class Affine:
         bound = max(1e-3, 10 * torch.finfo(self.gain.dtype).eps)
         known: Tensor = self.gain.abs() > bound * self.bias.abs()
         return known
+
+    @cached_property
+    def all_invertible(self) -> bool:
+        return bool(self.invertible.all())
+
+    @cached_property
+    def unbiased(self) -> bool:
+        return not bool(self.bias.any())
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Gain 1 and bias 0, as where both are folded into the weights that read."""
+        rounding = 4 * torch.finfo(self.gain.dtype).eps  # the gain was found by feeding the norm
+        return self.unbiased and bool(((self.gain - 1).abs() <= rounding).all())
+
+    @cached_property
+    def inverse_gain(self) -> Float[Tensor, " d_model"]:
+        return self.gain.reciprocal()
 
 
 class Backend(Protocol):
@@ -117,6 +152,30 @@ class Backend(Protocol):
 
     def hook_name(self, layer: int, site: Site) -> str:
         """What the library calls this place, for error messages."""
+        ...
+
+    def weights(self, layer: int) -> LayerWeights:
+        """The block's weight matrices as the library holds them, as views where possible."""
+        ...
+
+    def post_norm(self, layer: int, site: Site) -> Affine | None:
+        """Gain and bias of the norm on what a sublayer writes, at ``attn_out`` or ``mlp_out``;
+        None where there is none."""
+        ...
+
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """What each token puts into the stream, an embedding multiplier included, before
+        positions are added and before an embedding norm (BLOOM)."""
+        ...
+
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
+        """Weight and bias of the last linear layer; scales and caps of the logits follow it."""
+        ...
+
+    def final_norm(self) -> Affine | None:
+        """Gain and bias still applied before the unembedding; None without a norm there."""
         ...
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from residcheck.backends.anatomy import Blocks, Part, dissect
 from residcheck.backends.base import Affine, EndOfPass, Site, Tap, Taps, affine_of
+from residcheck.backends.ends import embedding_of, final_norm_of, unembedding_of
+from residcheck.backends.layer_weights import LayerWeights
+from residcheck.backends.projections import attention_weights, mlp_weights
 from residcheck.models import LoadedModel
 
 
@@ -61,6 +64,35 @@ class PlainBackend:
 
     def _norm(self, layer: int, site: Site) -> nn.Module:
         return self._blocks.modules[layer].get_submodule(self._blocks.parts[site].path)
+
+    def weights(self, layer: int) -> LayerWeights:
+        block, names, anatomy = self._blocks.modules[layer], self._blocks.names, self.anatomy
+        attention = mlp = None
+        if "attention" not in anatomy.missing_weights:
+            size = (anatomy.n_heads, anatomy.model_type)
+            attention = attention_weights(block, names["attention"], *size)
+        if "mlp" not in anatomy.missing_weights:
+            mlp = mlp_weights(block, names["mlp"])
+        return LayerWeights(attention, mlp)
+
+    def post_norm(self, layer: int, site: Site) -> Affine | None:
+        name = self._blocks.post_norms.get(site)
+        if name is None:
+            return None
+        norm = self._blocks.modules[layer].get_submodule(name)
+        return affine_of(norm, self.anatomy.d_model)
+
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        return embedding_of(self._model)
+
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
+        return unembedding_of(self._model)
+
+    def final_norm(self) -> Affine | None:
+        norm = final_norm_of(self._model, self._blocks.path)
+        return None if norm is None else affine_of(norm, self.anatomy.d_model)
 
     def hook_name(self, layer: int, site: Site) -> str:
         part = self._blocks.parts[site]

@@ -1,0 +1,1 @@
+"""What a model's weight matrices are, and whether they are what the model computes with."""
