@@ -106,8 +106,10 @@ class Recorder:
 
     def _on_normalised(self, layer: int, site: Site, y: Float[Tensor, "batch pos d"]) -> None:
         affine = self._affines[layer, site]
-        x = (y.to(self._dtype) - affine.bias) / affine.gain
-        if not affine.invertible.all():  # a gain of zero hides what was normalised
+        x = y.to(self._dtype)
+        if not affine.is_identity:  # not folded into the weights that read it
+            x = (x if affine.unbiased else x - affine.bias) * affine.inverse_gain
+        if not affine.all_invertible:  # a gain of zero hides what was normalised
             x = torch.where(affine.invertible, x, self._normalised_stream())
         name = "ln1_normalized_norm" if site == "ln1_out" else "ln2_normalized_norm"
         self._put(name, layer, torch.linalg.vector_norm(x, dim=-1))
