@@ -12,6 +12,7 @@ import click
 
 from residcheck import __version__
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
+from residcheck.view.command import view
 
 if TYPE_CHECKING:
     from residcheck.corpus import Prompts
@@ -295,3 +296,6 @@ def models() -> None:
     from residcheck.console import show_models
 
     show_models()
+
+
+main.add_command(view)
