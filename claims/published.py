@@ -17,22 +17,56 @@ NORM_GROWTH = Source(
     year=2023,
     place="AI Alignment Forum",
 )
+BASIC_FACTS = Source(
+    title="Basic facts about language model internals",
+    authors="Millidge and Winsor",
+    year=2023,
+    place="AI Alignment Forum; quoted in the norm-growth post",
+)
+COMMENTS = Source(
+    title="Comments on the rescaling of residual streams",
+    authors="readers of the norm-growth post",
+    year=2023,
+    place="AI Alignment Forum",
+)
+STREAM_NOTES = Source(
+    title="Residual Stream",
+    authors="Cho",
+    year=2024,
+    place="notes after Elhage et al. (2021)",
+)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was published about the growth of one model, with its number of layers."""
+    """What was published about one model, with its number of layers.
+
+    ``window`` is of the stream's growth; the others are of single experiments.
+    """
 
     shape: Shape
     n_layers: int | None = None
     rate: float | None = None
     window: tuple[int, int] | None = None
+    mlp_window: tuple[int, int] | None = None
+    activation_window: tuple[int, int] | None = None
+    ov_random_factor: float | None = None
+    activation_random_factor: float | None = None
 
 
 # Growth rate and window of GPT2-XL, and the shapes of the smallest GPT-2s: the post's
 # comparison of models.
 FACTS = {
-    "gpt2-xl": Facts(Shape.EXPONENTIAL, n_layers=48, rate=1.045, window=(5, 41)),
+    "gpt2-xl": Facts(
+        Shape.EXPONENTIAL,
+        n_layers=48,
+        rate=1.045,
+        window=(5, 41),
+        mlp_window=(30, 43),
+        activation_window=(5, 20),
+        ov_random_factor=5.0,
+        activation_random_factor=4.0,
+    ),
     "gpt2": Facts(Shape.SUPER_EXPONENTIAL, n_layers=12),
     "distilgpt2": Facts(Shape.SUPER_EXPONENTIAL, n_layers=6),
 }
@@ -51,7 +85,24 @@ def growth_phase(run: Run) -> tuple[Phase, slice]:
     A published window is judged on all prompts. Otherwise the even prompts choose the
     window and the odd ones are left for testing.
     """
-    window = facts_about(run).window
+    return _phase_of(run, "resid_post_norm", facts_about(run).window)
+
+
+def activation_phase(run: Run) -> tuple[Phase, slice]:
+    """The same for the activation rate, which has a window of its own."""
+    return _phase_of(run, "activation_rate", facts_about(run).activation_window)
+
+
+def mlp_phase(run: Run) -> tuple[Phase, slice]:
+    """The published window of the MLPs' growth; else the blocks of the stream's phase."""
+    window = facts_about(run).mlp_window
     if window is not None:
         return Phase(*window, origin="published"), slice(None)
-    return choose_phase(run["resid_post_norm"].prompt_log[::2].mean(axis=0)), slice(1, None, 2)
+    phase, unseen = growth_phase(run)
+    return phase.inside, unseen
+
+
+def _phase_of(run: Run, curve: str, window: tuple[int, int] | None) -> tuple[Phase, slice]:
+    if window is not None:
+        return Phase(*window, origin="published"), slice(None)
+    return choose_phase(run[curve].prompt_log[::2].mean(axis=0)), slice(1, None, 2)

@@ -44,14 +44,16 @@ SAMPLED_AXES = ("prompt", "position", "draw", "neuron")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
 """The order of an axis named ``matrix``."""
 
-Part = Literal["attention", "mlp", "stream"]
+Part = Literal["attention", "mlp", "gate", "fed", "z", "mlp_pre", "mlp_post", "stream"]
+"""What a statistic is about: a sublayer's weights, the gate of an MLP, an MLP that can be fed
+vectors in the place of its normalised input, a site, or the stream, which all models have."""
 
 
 @dataclass(frozen=True)
 class Statistic:
     """What a curve is that is not taken per token in the pass.
 
-    ``parts`` are what a model must have for it: the weights of a sublayer, or the stream.
+    ``parts`` are what a model must have for it.
     An axis named ``write`` counts what is added to the stream, in order: the embedding,
     then two writes a layer, ``attn_out`` and ``mlp_out``.
     """
@@ -66,6 +68,11 @@ _A: tuple[Part, ...] = ("attention",)
 _M: tuple[Part, ...] = ("mlp",)
 _BOTH: tuple[Part, ...] = ("attention", "mlp")
 _LAYER = ("layer",)
+_PARTS: dict[str, tuple[Part, ...]] = {
+    **dict.fromkeys(("W_Q", "W_K", "W_V", "W_O"), _A),
+    **dict.fromkeys(("W_in", "W_out"), _M),
+    "W_gate": (*_M, "gate"),
+}
 
 # Of folded weights: norm gains in the reading matrices, writes centred under LayerNorm,
 # value biases in b_O. Those that end in _raw are of the weights as they are stored.
@@ -77,7 +84,7 @@ WEIGHTS: dict[str, Statistic] = {
     "b_O_norm": Statistic(_A, _LAYER, "norm", "norm of the attention's output bias"),
     **{
         f"{name}_frobenius{form}": Statistic(
-            _A if name in MATRICES[:4] else _M, _LAYER, "norm", f"Frobenius norm of {name}"
+            _PARTS[name], _LAYER, "norm", f"Frobenius norm of {name}"
         )
         for form in ("", "_raw")
         for name in MATRICES
@@ -103,16 +110,25 @@ RANDOM_INPUTS: dict[str, Statistic] = {
         _A, ("draw", "layer"), "norm", "norm of what all heads' W_OV make of a Gaussian vector"
     ),
     "mlp_random_norm": Statistic(
-        _M, ("draw", "layer"), "norm", "norm of what the MLP makes of a Gaussian vector"
+        ("fed",), ("draw", "layer"), "norm", "norm of what the MLP makes of a Gaussian vector"
     ),
     "activation_rate_random": Statistic(
-        _M, ("draw", "layer"), "fraction", "share of neurons above zero on Gaussian vectors"
+        ("fed", "mlp_pre"),
+        ("draw", "layer"),
+        "fraction",
+        "share of neurons above zero on Gaussian vectors",
     ),
     "activation_rate_resampled": Statistic(
-        _M, ("draw", "layer"), "fraction", "the same on resampled vectors of the stream"
+        ("fed", "mlp_pre"),
+        ("draw", "layer"),
+        "fraction",
+        "the same on resampled vectors of the stream",
     ),
     "activation_rate_shuffled": Statistic(
-        _M, ("draw", "layer"), "fraction", "the same, each coordinate resampled on its own"
+        ("fed", "mlp_pre"),
+        ("draw", "layer"),
+        "fraction",
+        "the same, each coordinate resampled on its own",
     ),
 }
 STRUCTURE: dict[str, Statistic] = {
@@ -132,16 +148,22 @@ STRUCTURE: dict[str, Statistic] = {
         "share of a write's projections on earlier ones that is negative",
     ),
     "head_projection": Statistic(
-        _A,
+        (*_A, "z"),
         ("prompt", "head", "layer"),
         "relative projection",
         "a head's output along the stream it is added to, as a share of the stream",
     ),
     "neuron_projection": Statistic(
-        _M, ("neuron", "layer"), "relative projection", "the same of a neuron, over prompts"
+        (*_M, "mlp_post"),
+        ("neuron", "layer"),
+        "relative projection",
+        "the same of a neuron, over prompts",
     ),
     "neuron_projection_error": Statistic(
-        _M, ("neuron", "layer"), "relative projection", "its standard error over prompts"
+        (*_M, "mlp_post"),
+        ("neuron", "layer"),
+        "relative projection",
+        "its standard error over prompts",
     ),
     "resid_post_kurtosis": Statistic(
         ("stream",),

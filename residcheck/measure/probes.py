@@ -11,6 +11,8 @@ from residcheck.backends import Backend, Site, Tap, Taps
 from residcheck.curves import Curve
 from residcheck.measure.gate import logit_distance
 from residcheck.measure.tokens import Encoded, pad
+from residcheck.models import LoadedModel
+from residcheck.seeds import SEEDS
 
 _PROMPTS = 3
 _TOKENS = 8
@@ -20,19 +22,28 @@ _PADDING = 4
 def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, Curve]:
     """How far BOS and padding positions differ between prompts of different text.
 
-    Prompts are padded on the left, so that padding comes first and, attending to nothing
-    before it but padding, can only depend on its position. Gives, in units of the norm of
-    the first prompt's vector, the largest distance of another prompt's ``resid_post``:
-    ``bos_spread`` per layer, ``padding_spread`` per padding position and layer.
+    Prompts are padded on the left. Gives, in units of the norm of the first prompt's vector,
+    the largest distance of another prompt's ``resid_post``: ``bos_spread`` per layer,
+    ``padding_spread`` per padding position and layer.
+
+    BOS sees no text. What a padding position holds is the attention kernel's choice, since
+    all that it could see is masked: of torch's sdpa it gets zeros, so that it is the same in
+    every prompt; where eager attention adds the least number to all of its scores alike, it
+    reads all positions, the text's included, so that it differs. In float64, transformers'
+    eager attention hands that number to a softmax in float32, where it is -inf: padding is
+    then NaN, and from the next layer on so is all that padding is masked from, since zero
+    times NaN is NaN. Such values are NaN in the curves and say nothing about the weights.
+    They are NaN throughout, too, where there are no two prompts of different text, or no
+    room for them after the padding (a model of two positions).
     """
-    different = list(dict.fromkeys(ids[:_TOKENS] for ids in encoded.ids))
-    longest = max(map(len, different))
-    texts = [ids for ids in different if len(ids) == longest][:_PROMPTS]
-    tokens, mask = pad(texts, encoded.pad_id, "left", longest + _PADDING)
+    width = encoded.room(_PADDING + _TOKENS)
+    padding = max(1, min(_PADDING, width - 2))  # BOS and a token of text fit after it
+    texts = _different_texts(encoded, width - padding)
+    tokens, mask = pad(texts, encoded.pad_id, "left", max(map(len, texts)) + padding)
     spreads: list[Float[Tensor, " pos"]] = []
 
     def spread(x: Float[Tensor, "batch pos d"]) -> None:
-        x = x[:, : _PADDING + 1].double()
+        x = x[:, : padding + 1].double()
         distance = (x - x[:1]).norm(dim=-1).amax(dim=0)
         spreads.append((distance / x[0].norm(dim=-1)).cpu())
 
@@ -41,12 +52,18 @@ def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, 
     table = torch.stack(spreads, dim=-1).numpy()
     if len(texts) < 2:  # nothing to compare with
         table = np.full_like(table, np.nan)
+    unit = "relative distance"
     return {
-        "bos_spread": Curve("bos_spread", ("layer",), table[_PADDING], "relative distance"),
-        "padding_spread": Curve(
-            "padding_spread", ("position", "layer"), table[:_PADDING], "relative distance"
-        ),
+        "bos_spread": Curve("bos_spread", ("layer",), table[padding], unit),
+        "padding_spread": Curve("padding_spread", ("position", "layer"), table[:padding], unit),
     }
+
+
+def _different_texts(encoded: Encoded, tokens: int) -> list[tuple[int, ...]]:
+    """The beginnings of some prompts, of one length of at most ``tokens``."""
+    different = list(dict.fromkeys(ids[:tokens] for ids in encoded.ids))
+    longest = max(map(len, different))
+    return [ids for ids in different if len(ids) == longest][:_PROMPTS]
 
 
 def centring_probe(
@@ -89,4 +106,18 @@ def centring_probe(
     return {
         "centred_mean": Curve("centred_mean", ("layer",), np.asarray(means), "relative mean"),
         "centring_logit_shift": Curve("centring_logit_shift", ("pass",), shift, "relative shift"),
+    }
+
+
+def rotation_probe(loaded: LoadedModel, tokens: Int[Tensor, "batch pos"]) -> dict[str, Curve]:
+    """How far a random rotation of the stream moves the log-probabilities.
+
+    ``rotation_logit_shift``: every matrix of the canonical model that reads or writes the
+    stream is rotated; the distance of the outputs from the model's own.
+    """
+    from residcheck.weights.rotate import rotation_shift
+
+    shift = np.asarray([rotation_shift(loaded, tokens, SEEDS["rotation"])])
+    return {
+        "rotation_logit_shift": Curve("rotation_logit_shift", ("pass",), shift, "relative shift")
     }

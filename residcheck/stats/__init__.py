@@ -30,3 +30,23 @@ from residcheck.stats.rules import same_rate as same_rate
 from residcheck.stats.rules import triangle_bound as triangle_bound
 from residcheck.stats.shape import Shape as Shape
 from residcheck.stats.shape import expected_shape as expected_shape
+from residcheck.stats.structure_rules import bottleneck as bottleneck
+from residcheck.stats.structure_rules import connected_beyond_chance as connected_beyond_chance
+from residcheck.stats.structure_rules import heavy_tailed as heavy_tailed
+from residcheck.stats.structure_rules import overshadowed as overshadowed
+from residcheck.stats.structure_rules import (
+    overshadowed_not_cancelled as overshadowed_not_cancelled,
+)
+from residcheck.stats.structure_rules import removers as removers
+from residcheck.stats.structure_rules import writes_persist as writes_persist
+from residcheck.stats.toy import toy_example as toy_example
+from residcheck.stats.weight_rules import frobenius_theorem as frobenius_theorem
+from residcheck.stats.weight_rules import larger_than_real as larger_than_real
+from residcheck.stats.weight_rules import negligible_beside as negligible_beside
+from residcheck.stats.weight_rules import precision_of as precision_of
+from residcheck.stats.weight_rules import random_activation as random_activation
+from residcheck.stats.weight_rules import random_mlp as random_mlp
+from residcheck.stats.weight_rules import reading_and_writing as reading_and_writing
+from residcheck.stats.weight_rules import resampled_like_real as resampled_like_real
+from residcheck.stats.weight_rules import slower_than_stream as slower_than_stream
+from residcheck.stats.weight_rules import weights_track as weights_track

@@ -46,8 +46,8 @@ class Estimate:
         name: what is estimated.
         value, low, high: the estimate and its interval; equal where nothing varies.
         n: how many independent units (prompts, or tokens x layers for exact ones).
-        population: what the interval speaks about: ``other prompts``, or ``every token``
-            for statements without sampling.
+        population: what the interval speaks about: ``other prompts``, ``other layers``; or
+            ``every token``, ``every matrix`` for statements without sampling.
         region: where the value lies if the claim holds; None where it is only reported.
     """
 
@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def exact(self) -> bool:
-        return self.population == EVERY_TOKEN
+        return self.population.startswith("every ")
 
     def __str__(self) -> str:
         if self.exact:
@@ -105,6 +105,8 @@ def decide(*estimates: Estimate, note: str = "") -> Decision:
     return Decision(Outcome.SUPPORTED, estimates, note)
 
 
-def exactly(name: str, value: float, n: int, region: Region) -> Estimate:
+def exactly(
+    name: str, value: float, n: int, region: Region | None, population: str = EVERY_TOKEN
+) -> Estimate:
     """An exact statement about every one of ``n`` values; no sampling, no interval."""
-    return Estimate(name, value, value, value, n, EVERY_TOKEN, region)
+    return Estimate(name, value, value, value, n, population, region)

@@ -20,6 +20,8 @@ MIN_PROMPTS = 8
 """Fewer prompts say too little about the spread between prompts."""
 RESAMPLES = 1999
 PROMPTS = "other prompts"
+DRAWS = "other draws"
+LAYERS = "other layers"
 _SEED = 0
 
 
@@ -39,8 +41,9 @@ def over_prompts(
     per_prompt: Floats,
     statistic: Callable[[Floats], Floats] | None = None,
     region: Region | None = None,
+    population: str = PROMPTS,
 ) -> Estimate:
-    """Estimate with a bootstrap interval over prompts.
+    """Estimate with a bootstrap interval over prompts, or over units of another population.
 
     Args:
         per_prompt: one row per prompt, ``[prompt, ...]``.
@@ -68,7 +71,7 @@ def over_prompts(
 
     value = float(np.asarray(summarise(per_prompt.mean(axis=0))))
     if np.ptp(rows, axis=0).max(initial=0.0) == 0.0:  # nothing varies between prompts
-        return Estimate(name, value, value, value, n, PROMPTS, region)
+        return Estimate(name, value, value, value, n, population, region)
     interval = stats.bootstrap(
         (np.arange(n),),
         resampled,
@@ -79,4 +82,16 @@ def over_prompts(
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     low, high = min(float(interval.low), value), max(float(interval.high), value)
-    return Estimate(name, value, low, high, n, PROMPTS, region)
+    return Estimate(name, value, low, high, n, population, region)
+
+
+def rate_over_layers(
+    name: str, log_curve: Floats, layers: Floats, region: Region | None = None
+) -> Estimate:
+    """Log rate per layer of a curve whose layers are separate, as weights' norms are.
+
+    Theil and Sen's median of pairwise slopes with its interval (scipy's ``theilslopes``):
+    a statement about other layers of such a model, not about other prompts.
+    """
+    slope, _, low, high = stats.theilslopes(log_curve, layers, alpha=LEVEL)
+    return Estimate(name, float(slope), float(low), float(high), len(layers), LAYERS, region)

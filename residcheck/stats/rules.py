@@ -78,8 +78,13 @@ def same_rate(what: str, log_a: Floats, log_stream: Floats, phase: Phase) -> Est
     """
     stream = slopes(log_stream[:, phase.window], phase.layers)
     other = slopes(log_a[:, phase.window], phase.layers)
-    margin = max(RATE_MARGIN, RELATIVE_RATE_MARGIN * abs(float(stream.mean())))
+    margin = rate_margin(stream)
     return over_prompts(what, other - stream, region=Region(-margin, margin))
+
+
+def rate_margin(log_rates: Floats) -> float:
+    """How far two log rates may lie apart and count as the same, of the stream's rates."""
+    return max(RATE_MARGIN, RELATIVE_RATE_MARGIN * abs(float(log_rates.mean())))
 
 
 def distribution_moves_up(tokens: Floats, phase: Phase, grid_points: int = 96) -> Decision:

@@ -46,7 +46,10 @@ def ov_eigenvalue_sign(attention: AttentionWeights) -> Float[Tensor, " head"]:
     values = attention.W_V.repeat_interleave(attention.queries_per_value, dim=0)
     small = (attention.W_O.double() @ values.double()).cpu()
     found = torch.linalg.eigvals(small)
-    return found.real.sum(-1) / found.abs().sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    sign: Tensor = found.real.sum(-1) / found.abs().sum(-1).clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
+    return sign
 
 
 def neuron_cosine(mlp: MLPWeights) -> Float[Tensor, " d_mlp"]:
@@ -55,15 +58,13 @@ def neuron_cosine(mlp: MLPWeights) -> Float[Tensor, " d_mlp"]:
     Near -1 a neuron writes the negative of what it reads: it may clear it from the stream.
     """
     reading = mlp.W_in if mlp.W_gate is None else mlp.W_gate
-    return torch.nn.functional.cosine_similarity(reading.mT, mlp.W_out, dim=-1)
+    cosine: Tensor = torch.cosine_similarity(reading.mT, mlp.W_out, dim=-1)
+    return cosine
 
 
 def w_in_w_out_frobenius(mlp: MLPWeights) -> float:
-    """Frobenius norm of W_in W_out, by the Gram matrices of the smaller of its sides.
-
-    With ``d_mlp`` neurons between, the side shared is the large one; the norm is also
-    ``tr((W_in^T W_in)(W_out W_out^T))``, or the product itself where d_model is smaller.
-    """
+    """Frobenius norm of W_in W_out: of the product itself where d_model is its small side,
+    by Gram matrices where d_mlp is."""
     d_model, d_mlp = mlp.W_in.shape
     if d_mlp <= d_model:
         return float(product_frobenius(mlp.W_in, mlp.W_out))

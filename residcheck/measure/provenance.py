@@ -1,0 +1,101 @@
+"""What a run says of its model and machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from residcheck.backends import Anatomy, Backend
+from residcheck.curves import ModelInfo
+from residcheck.measure.random_inputs import mlp_reader
+from residcheck.models import LoadedModel
+from residcheck.names import QUANTITIES, STATISTICS, Part
+from residcheck.weights.canonical import canonical
+
+
+def model_info(loaded: LoadedModel, backend: Backend) -> ModelInfo:
+    anatomy = backend.anatomy
+    return ModelInfo(
+        id=loaded.id,
+        weights=loaded.weights,
+        model_type=anatomy.model_type,
+        n_layers=anatomy.n_layers,
+        d_model=anatomy.d_model,
+        n_heads=anatomy.n_heads,
+        d_mlp=anatomy.d_mlp,
+        norm=anatomy.norm,
+        norm_eps=anatomy.norm_eps,
+        parallel=anatomy.parallel,
+        gated=anatomy.gated,
+        activation=anatomy.activation,
+        dtype=loaded.spec.dtype,
+        device=loaded.spec.device,
+        backend=backend.name,
+        processing=loaded.spec.processing,
+        attention=str(getattr(loaded.model.config, "_attn_implementation", "")),
+        missing=missing(backend),
+    )
+
+
+def missing(backend: Backend) -> dict[str, str]:
+    """Every curve that this architecture or library has not, and why."""
+    anatomy = backend.anatomy
+    found = {
+        name: anatomy.missing[quantity.site]
+        for name, quantity in QUANTITIES.items()
+        if not anatomy.has(quantity.site)
+    }
+    if anatomy.norm != "LayerNorm":
+        reason = "the norm does not subtract the mean (RMSNorm), so the stream is not centred"
+        found |= {"centred_mean": reason, "centring_logit_shift": reason}
+    for name, statistic in STATISTICS.items():
+        reasons = (_lacks(anatomy, part) for part in statistic.parts)
+        if reason := next(filter(None, reasons), ""):
+            found[name] = reason
+    return found | _without_biases(backend)
+
+
+def _without_biases(backend: Backend) -> dict[str, str]:
+    """Which biases a model has not, once those of its norms and values are folded in."""
+    weights = canonical(backend, 0)
+    found = {}
+    if weights.attention is not None and weights.attention.b_O is None:
+        found["b_O_norm"] = "attention adds no bias"
+    if weights.mlp is not None and weights.mlp.b_in is None:
+        found["b_in_W_out_norm"] = "the MLP's hidden neurons have no bias"
+    if weights.mlp is not None and weights.mlp.b_out is None:
+        found["b_out_norm"] = "the MLP adds no bias"
+    return found
+
+
+def _lacks(anatomy: Anatomy, part: Part) -> str:
+    """Why a model has not what a statistic is about; empty if it has."""
+    if part == "attention" or part == "mlp":
+        return anatomy.missing_weights.get(part, "")
+    if part == "gate":
+        return "" if anatomy.gated else "the MLP is not gated"
+    if part == "fed":
+        reader = mlp_reader(anatomy)
+        return "" if reader else anatomy.missing["ln2_out"]
+    if part == "stream":
+        return ""
+    return anatomy.missing.get(part, "")
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and machine, for the provenance of a run."""
+    libraries = {}
+    for name in ("residcheck", "torch", "transformers", "transformer-lens", "numpy", "scipy"):
+        try:
+            libraries[name.replace("-", "_")] = version(name)
+        except PackageNotFoundError:
+            libraries[name.replace("-", "_")] = "not installed"
+    on_gpu = device.startswith("cuda")
+    return {
+        "python": platform.python_version(),
+        **libraries,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "accelerator": torch.cuda.get_device_name(device) if on_gpu else "none",
+    }

@@ -1,0 +1,65 @@
+"""Weight matrices on Gaussian inputs, and what theory says of them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residcheck.backends.layer_weights import AttentionWeights, LayerWeights
+from residcheck.names import MATRICES
+from residcheck.seeds import generator
+
+
+def normalized(
+    x: Float[Tensor, "*batch d"], *, centre: bool, eps: float = 0.0
+) -> Float[Tensor, "*batch d"]:
+    """Scaled to mean square 1, after the mean is subtracted where ``centre``."""
+    if centre:
+        x = x - x.mean(dim=-1, keepdim=True)
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def attention_on_gaussian(
+    attention: AttentionWeights, x: Float[Tensor, "draw d"]
+) -> Float[Tensor, "draw d"]:
+    """``sum_h x W_OV[h]``, biases left out: what all heads write of one vector each reads."""
+    values = torch.einsum("nd,hde->nhe", x, attention.W_V)
+    values = values.repeat_interleave(attention.queries_per_value, dim=1)
+    return torch.einsum("nhe,hed->nd", values, attention.W_O)
+
+
+def squared_ratios(
+    weights: LayerWeights, *, normalize: bool, draws: int
+) -> Float[Tensor, "draw matrix"]:
+    """``|xW|^2`` over its expectation, for every matrix of a block, in float64.
+
+    For isotropic x of unit variance ``E|xW|^2 = |W|_F^2``, since ``E[x^T x]`` is the
+    identity. Normalised to mean 0 and variance 1, x is uniform on the sphere of radius
+    sqrt(d) in the hyperplane across u = (1, ..., 1) / sqrt(d), so ``E[x^T x]`` is
+    ``d / (d-1) (I - u^T u)`` and the expectation ``d / (d-1) (|W|_F^2 - |uW|^2)``.
+    """
+    columns = []
+    for name in MATRICES:
+        W = matrix(weights, name)
+        if W is None:
+            columns.append(torch.full((draws,), torch.nan, dtype=torch.float64))
+            continue
+        x = torch.randn(draws, len(W), generator=generator("gaussian"), dtype=torch.float64)
+        d = len(W)
+        expected = W.double().square().sum()
+        if normalize:
+            x = normalized(x, centre=True)
+            expected = d / (d - 1) * (expected - W.double().sum(dim=0).square().sum() / d)
+        products = x.to(W) @ W
+        columns.append(products.double().square().sum(dim=-1) / expected)
+    return torch.stack(columns, dim=-1)
+
+
+def matrix(weights: LayerWeights, name: str) -> Float[Tensor, "reading writing"] | None:
+    """A matrix that rows multiply from the left; the heads' side by side, or stacked in W_O."""
+    part = weights.mlp if name in ("W_in", "W_gate", "W_out") else weights.attention
+    W: Tensor | None = getattr(part, name, None)
+    if W is None or W.ndim == 2:
+        return W
+    return W.flatten(0, 1) if name == "W_O" else W.transpose(0, 1).flatten(1)

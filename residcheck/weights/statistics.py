@@ -1,0 +1,156 @@
+"""All statistics of a model's weights as curves, one layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from residcheck.backends import Backend, LayerWeights
+from residcheck.curves import Curve
+from residcheck.names import MATRICES, RANDOM_INPUTS, STATISTICS, WEIGHTS
+from residcheck.seeds import generator
+from residcheck.weights.canonical import canonical
+from residcheck.weights.gaussian import (
+    attention_on_gaussian,
+    matrix,
+    normalized,
+    squared_ratios,
+)
+from residcheck.weights.norms import (
+    frobenius,
+    neuron_cosine,
+    ov_eigenvalue_sign,
+    ov_frobenius,
+    w_in_w_out_frobenius,
+)
+from residcheck.weights.virtual import virtual_weights
+
+DRAWS = 256
+"""Draws of Gaussian vectors per matrix; the standard error is in the run, as the draws are."""
+
+Columns = dict[str, Tensor | float]
+
+
+@dataclass
+class _Table:
+    """One column a layer for each curve."""
+
+    wanted: frozenset[str]
+    columns: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, layer_columns: Columns) -> None:
+        for name in self.wanted & layer_columns.keys():
+            column = torch.as_tensor(layer_columns[name]).detach().cpu()
+            self.columns.setdefault(name, []).append(column)
+
+    def curves(self) -> dict[str, Curve]:
+        return {name: as_curve(name, torch.stack(c, dim=-1)) for name, c in self.columns.items()}
+
+
+def as_curve(name: str, values: Tensor) -> Curve:
+    """A curve with the axes and unit of :data:`~residcheck.names.STATISTICS`."""
+    statistic = STATISTICS[name]
+    return Curve(name, statistic.dims, values.cpu().numpy().astype(np.float32), statistic.unit)
+
+
+@torch.inference_mode()
+def raw_statistics(backend: Backend, names: Iterable[str]) -> dict[str, Curve]:
+    """Frobenius norms of the weights as they are stored; ``backend`` over the plain model."""
+    table = _Table(frozenset(name for name in names if name.endswith("_raw")))
+    if table.wanted:
+        for layer in range(backend.anatomy.n_layers):
+            table.add(_norms(backend.weights(layer), "_raw"))
+    return table.curves()
+
+
+@torch.inference_mode()
+def folded_statistics(
+    backend: Backend, names: Iterable[str], progress: Callable[[int], None] = lambda layer: None
+) -> dict[str, Curve]:
+    """Statistics of the canonical weights, and of what they make of Gaussian vectors."""
+    wanted = frozenset(n for n in names if n in WEIGHTS | RANDOM_INPUTS and not n.endswith("_raw"))
+    table = _Table(wanted)
+    anatomy = backend.anatomy
+    for layer in range(anatomy.n_layers if wanted else 0):
+        progress(layer)
+        weights = canonical(backend, layer)
+        table.add(_norms(weights, ""))
+        table.add(_of_attention(backend, layer, weights, wanted))
+        table.add(_of_mlp(weights))
+        table.add(_on_gaussian(weights, wanted))
+    curves = table.curves()
+    if "virtual_weights" in wanted and not anatomy.missing_weights:
+        scores = virtual_weights(
+            lambda layer: canonical(backend, layer), anatomy.n_layers, anatomy.parallel
+        )
+        curves["virtual_weights"] = as_curve("virtual_weights", torch.from_numpy(scores))
+    return curves
+
+
+def _norms(weights: LayerWeights, form: str) -> Columns:
+    found = {name: matrix(weights, name) for name in MATRICES}
+    return {f"{n}_frobenius{form}": frobenius(W) for n, W in found.items() if W is not None}
+
+
+def _of_attention(
+    backend: Backend, layer: int, weights: LayerWeights, wanted: frozenset[str]
+) -> Columns:
+    attention = weights.attention
+    if attention is None:
+        return {}
+    columns: Columns = {"ov_frobenius": ov_frobenius(attention)}
+    if "ov_eigenvalues" in wanted:
+        columns["ov_eigenvalues"] = ov_eigenvalue_sign(attention)
+    if attention.b_O is not None:
+        columns["b_O_norm"] = frobenius(attention.b_O)
+    if "ov_random_norm" in wanted:
+        columns["ov_random_norm"] = _written_on_gaussian(backend, layer, weights)
+    return columns
+
+
+def _of_mlp(weights: LayerWeights) -> Columns:
+    mlp = weights.mlp
+    if mlp is None:
+        return {}
+    columns: Columns = {
+        "W_in_W_out_frobenius": w_in_w_out_frobenius(mlp),
+        "neuron_cosine": neuron_cosine(mlp),
+    }
+    if mlp.b_in is not None:
+        columns["b_in_W_out_norm"] = frobenius(mlp.b_in @ mlp.W_out)
+    if mlp.b_out is not None:
+        columns["b_out_norm"] = frobenius(mlp.b_out)
+    return columns
+
+
+def _on_gaussian(weights: LayerWeights, wanted: frozenset[str]) -> Columns:
+    if weights.attention is None or weights.mlp is None:
+        return {}
+    forms = {"frobenius_gaussian": False, "frobenius_normalized": True}
+    return {
+        name: squared_ratios(weights, normalize=normalize, draws=DRAWS)
+        for name, normalize in forms.items()
+        if name in wanted
+    }
+
+
+def _written_on_gaussian(backend: Backend, layer: int, weights: LayerWeights) -> Tensor:
+    """Norms of what attention adds when every head reads one normalised Gaussian vector.
+
+    Under a post-norm that is what comes out of it, at the size that its gain gives.
+    """
+    attention, anatomy = weights.attention, backend.anatomy
+    assert attention is not None
+    x = torch.randn(2 * DRAWS, anatomy.d_model, generator=generator("gaussian"))
+    centre = anatomy.norm == "LayerNorm"
+    written = attention_on_gaussian(attention, normalized(x.to(attention.W_O), centre=centre))
+    post_norm = backend.post_norm(layer, "attn_out")
+    if post_norm is not None:
+        written = normalized(written, centre=centre, eps=anatomy.norm_eps)
+        written = written * post_norm.gain.to(written) + post_norm.bias.to(written)
+    norms: Tensor = written.norm(dim=-1) * anatomy.residual_scale
+    return norms
