@@ -8,6 +8,7 @@ from residcheck.backends.base import SITES as SITES
 from residcheck.backends.base import Affine as Affine
 from residcheck.backends.base import Anatomy as Anatomy
 from residcheck.backends.base import Backend as Backend
+from residcheck.backends.base import PostNorm as PostNorm
 from residcheck.backends.base import Site as Site
 from residcheck.backends.base import Sublayer as Sublayer
 from residcheck.backends.base import Tap as Tap

@@ -277,6 +277,7 @@ def _anatomy(
         gated=gated,
         activation=_activation(config),
         residual_scale=parts["attn_out"].scale,
+        sinks=hasattr(getattr(blocks[0], names["attention"]), "sinks"),
         missing=missing,
         missing_weights=unreadable,
     )

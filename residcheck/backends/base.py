@@ -69,6 +69,7 @@ Taps = Mapping[tuple[int, Site], Tap]
 class Anatomy:
     """What a model is built like, as far as the claims need to know.
 
+    ``sinks``: attention may rest on nothing (GPT-OSS), so that a pattern sums to less than 1.
     ``residual_scale`` is what a sublayer's output is multiplied with before it is added.
     ``missing`` maps each site that this architecture or library does not have to the reason;
     ``missing_weights`` does so for the sublayers whose weight matrices cannot be given.
@@ -87,6 +88,7 @@ class Anatomy:
     gated: bool
     activation: str
     residual_scale: float = 1.0
+    sinks: bool = False
     missing: Mapping[Site, str] = field(default_factory=dict)
     missing_weights: Mapping[Sublayer, str] = field(default_factory=dict)
 
@@ -128,6 +130,21 @@ class Affine:
         return self.gain.reciprocal()
 
 
+@dataclass(frozen=True)
+class PostNorm(Affine):
+    """A norm on what a sublayer writes, before it is added to the stream."""
+
+    eps: float
+    centring: bool
+
+    def __call__(self, x: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_model"]:
+        """What the norm makes of ``x``, in the dtype of ``x``."""
+        if self.centring:
+            x = x - x.mean(dim=-1, keepdim=True)
+        x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        return x * self.gain.to(x) + self.bias.to(x)
+
+
 class Backend(Protocol):
     """A model that can be tapped."""
 
@@ -158,9 +175,8 @@ class Backend(Protocol):
         """The block's weight matrices as the library holds them, as views where possible."""
         ...
 
-    def post_norm(self, layer: int, site: Site) -> Affine | None:
-        """Gain and bias of the norm on what a sublayer writes, at ``attn_out`` or ``mlp_out``;
-        None where there is none."""
+    def post_norm(self, layer: int, site: Site) -> PostNorm | None:
+        """The norm on what a sublayer writes, at ``attn_out`` or ``mlp_out``, if there is one."""
         ...
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -205,6 +221,12 @@ def affine_of(norm: Any, d_model: int) -> Affine:
         gain = torch.where(x != 0, (up - down) / 2 / x * scale, gain)
         bias = (up + down) / 2
     return Affine(gain, bias)
+
+
+def post_norm_of(norm: Any, d_model: int) -> PostNorm:
+    """A post-norm module, found by feeding it as in :func:`affine_of`."""
+    affine = affine_of(norm, d_model)
+    return PostNorm(affine.gain, affine.bias, norm_eps(norm, d_model), is_centring(norm, d_model))
 
 
 def norm_eps(norm: Any, d_model: int) -> float:

@@ -12,7 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from residcheck.backends.anatomy import dissect
-from residcheck.backends.base import Affine, EndOfPass, Site, Sublayer, Tap, Taps, affine_of
+from residcheck.backends.base import (
+    Affine,
+    EndOfPass,
+    PostNorm,
+    Site,
+    Sublayer,
+    Tap,
+    Taps,
+    affine_of,
+    post_norm_of,
+)
 from residcheck.backends.ends import embedding_scale
 from residcheck.backends.layer_weights import AttentionWeights, LayerWeights, MLPWeights
 from residcheck.errors import LoadError, first_line
@@ -113,9 +123,9 @@ class LensBackend:
             None if "mlp" in without else _mlp_weights(block),
         )
 
-    def post_norm(self, layer: int, site: Site) -> Affine | None:
+    def post_norm(self, layer: int, site: Site) -> PostNorm | None:
         norm = getattr(self._bridge.blocks[layer], POST_NORMS[site], None)
-        return None if norm is None else affine_of(norm, self.anatomy.d_model)
+        return None if norm is None else post_norm_of(norm, self.anatomy.d_model)
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
         weight: Tensor = self._bridge.W_E.detach()

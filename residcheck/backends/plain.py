@@ -11,7 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from residcheck.backends.anatomy import Blocks, Part, dissect
-from residcheck.backends.base import Affine, EndOfPass, Site, Tap, Taps, affine_of
+from residcheck.backends.base import (
+    Affine,
+    EndOfPass,
+    PostNorm,
+    Site,
+    Tap,
+    Taps,
+    affine_of,
+    post_norm_of,
+)
 from residcheck.backends.ends import embedding_of, final_norm_of, unembedding_of
 from residcheck.backends.layer_weights import LayerWeights
 from residcheck.backends.projections import attention_weights, mlp_weights
@@ -75,12 +84,12 @@ class PlainBackend:
             mlp = mlp_weights(block, names["mlp"])
         return LayerWeights(attention, mlp)
 
-    def post_norm(self, layer: int, site: Site) -> Affine | None:
+    def post_norm(self, layer: int, site: Site) -> PostNorm | None:
         name = self._blocks.post_norms.get(site)
         if name is None:
             return None
         norm = self._blocks.modules[layer].get_submodule(name)
-        return affine_of(norm, self.anatomy.d_model)
+        return post_norm_of(norm, self.anatomy.d_model)
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
         return embedding_of(self._model)
