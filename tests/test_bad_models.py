@@ -216,6 +216,19 @@ def test_a_weight_that_is_no_number_is_named(value: float, folder: Path) -> None
         loaded(folder)
 
 
+@pytest.mark.parametrize("backend", ["transformer_lens", "transformers"])
+def test_logits_that_overflow_are_named(backend: str, tmp_path: Path) -> None:
+    model = new_model("gpt2", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(6e4)  # within float16, as are all streams; logits are not
+        model.transformer.ln_f.bias.fill_(1)
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    spec = ModelSpec(str(tmp_path), backend=backend, dtype="float16")
+    with pytest.raises(NonFiniteError, match="the logits of plain transformers hold NaN or inf"):
+        measure(spec, PROMPTS)
+
+
 @pytest.mark.parametrize(("family", "kind"), [("bert", "BertForMaskedLM"), ("t5", "an encoder-")])
 def test_models_that_are_not_causal_are_unsupported(family: str, kind: str, tiny: Tiny) -> None:
     with pytest.raises(UnsupportedModelError, match=f"not a causal language model: it is .*{kind}"):

@@ -10,6 +10,7 @@ import torch
 from tiny import BOS, LAYERS, PAD, Tiny, layers_by_hand, load_double, tokenizer
 
 from residcheck.backends import open_backend
+from residcheck.claim import all_claims
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run
 from residcheck.measure import measure
@@ -17,6 +18,7 @@ from residcheck.measure.probes import centring_probe, padding_probe
 from residcheck.measure.tokens import encode
 from residcheck.models import ModelSpec, load
 from residcheck.names import PROBES
+from residcheck.stats import Outcome
 from residcheck.tolerances import tolerance
 
 BACKENDS = ("transformer_lens", "transformers")
@@ -100,6 +102,18 @@ def test_bos_that_sees_the_text_is_not_the_same(
     )
     spread = padding_probe(open_backend(loaded), encoded, "cpu")["bos_spread"].values
     assert spread.min() > 0.1
+
+
+def test_padding_that_attention_makes_nan_is_nan_and_no_damage(tiny: Tiny) -> None:
+    spec = ModelSpec(str(tiny("llama")), backend="transformers", dtype="float64", attention="eager")
+    names = ("bos_spread", "padding_spread", "resid_post_norm")
+    run = measure(spec, Prompts("x", shipped().texts[:8]), max_tokens=24, names=names)
+    assert np.isfinite(run["resid_post_norm"].mean).all()  # prompts of the pass are padded behind
+    assert np.isnan(run["padding_spread"].values).all()
+    assert run["bos_spread"].values[0] == 0
+    assert np.isnan(run["bos_spread"].values[1:]).all()  # zero times NaN
+    (bos_constant,) = (claim for claim in all_claims() if claim.id == "bos-constant")
+    assert bos_constant.evaluate(run).outcome is Outcome.INCONCLUSIVE
 
 
 @both_backends

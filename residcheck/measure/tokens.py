@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,24 @@ DEFAULT_MAX_TOKENS = 128
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of prompts, each beginning with BOS; ``bos`` is that token as text."""
+    """Token ids of prompts, each beginning with BOS; ``bos`` is that token as text.
+
+    ``positions`` is how many the model reads; None where its configuration does not say.
+    """
 
     source: str
     ids: tuple[tuple[int, ...], ...]
     max_tokens: int
     bos: str
     pad_id: int
+    positions: int | None = None
 
     def select(self, indices: list[int]) -> Encoded:
-        ids = tuple(self.ids[i] for i in indices)
-        return Encoded(self.source, ids, self.max_tokens, self.bos, self.pad_id)
+        return replace(self, ids=tuple(self.ids[i] for i in indices))
+
+    def room(self, tokens: int) -> int:
+        """``tokens``, or what the model reads if that is less."""
+        return tokens if self.positions is None else min(tokens, self.positions)
 
     def info(self) -> PromptInfo:
         digest = hashlib.sha256()
@@ -94,7 +101,7 @@ def encode(prompts: Prompts, tokenizer: Any, config: Any, max_tokens: int | None
     pad = tokenizer.pad_token_id
     if pad is None or pad >= config.vocab_size:  # a padding token added to the tokenizer alone
         pad = bos_id
-    return Encoded(prompts.source, ids, max_tokens, bos, int(pad))
+    return Encoded(prompts.source, ids, max_tokens, bos, int(pad), limit)
 
 
 def _positions(config: Any) -> int | None:
