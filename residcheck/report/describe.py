@@ -8,9 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from residcheck.curves import Floats
-from residcheck.report.outline import listed, number
-from residcheck.report.series import BAND, Chart, Segment, Series, Spread
-from residcheck.report.style import BOS, FITTED, LEVEL, LEVELS, MEDIAN, PUBLISHED, Stroke, stroke
+from residcheck.report.axis import Axis
+from residcheck.report.chart import Chart, Map, Segment, Series, Spread
+from residcheck.report.outline import count, listed, number
+from residcheck.report.reduce import BAND
+from residcheck.report.style import (
+    BOS,
+    FITTED,
+    LEVEL,
+    LEVELS,
+    MEDIAN,
+    PUBLISHED,
+    STRAND,
+    Stroke,
+    stroke,
+)
 
 _NOTABLE = 1.05
 """A peak or dip is mentioned where it exceeds both ends by this factor."""
@@ -18,7 +30,7 @@ _NOTABLE = 1.05
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of the legend: a stroke, or a shaded area where ``stroke`` is None."""
+    """An entry of the legend: a stroke, a shaded ``area``, or only what the text says."""
 
     text: str
     detail: str = ""
@@ -32,24 +44,52 @@ def stroke_of(chart: Chart, series: Series) -> Stroke:
 
 
 def legend(chart: Chart) -> list[Key]:
-    """What each line and area of the plot is."""
-    keys = [Key(s.name, s.reading, stroke_of(chart, s)) for s in chart.series]
-    if any(series.low is not None for series in chart.series):
-        keys.append(Key("band", f"{BAND[0]}th to {BAND[1]}th percentile of prompts", area="band"))
+    """What each line and area of the plot is; of a map, one line of what it shows."""
+    if chart.map is not None:
+        return [Key(chart.map.name, _caption(chart.map, chart.axis))]
+    return [*_keys_of_series(chart), *_keys_of_references(chart)]
+
+
+def _keys_of_series(chart: Chart) -> Iterator[Key]:
+    for series in chart.series:
+        yield Key(series.name, series.reading, stroke_of(chart, series))
+    for series in chart.series:
+        if series.strands is not None:
+            yield Key(f"grey: each head of {series.name}", series.strand_reading, STRAND)
+    over = dict.fromkeys(series.over for series in chart.series if series.low is not None)
+    if over:
+        yield Key("band", f"{BAND[0]}th to {BAND[1]}th percentile of {listed(over)}", area="band")
+
+
+def _keys_of_references(chart: Chart) -> Iterator[Key]:
     if chart.spread is not None:
         shares = ", ".join(f"{level:.0%}" for level in reversed(LEVELS[1:]))
-        keys.append(Key("median token", chart.spread.name, MEDIAN))
-        keys.append(Key("tokens", f"from dark to pale: the densest {shares}, all", area="tokens"))
+        yield Key("median token", chart.spread.name, MEDIAN)
+        yield Key("tokens", f"from dark to pale: the densest {shares}, all", area="tokens")
     for segment in chart.segments:
         published = segment.published
         detail = "a line through the middle of the window" if published else ""
-        keys.append(Key(segment.label, detail, PUBLISHED if published else FITTED))
+        yield Key(segment.label, detail, PUBLISHED if published else FITTED)
     if chart.level is not None:
-        keys.append(Key(chart.level[1], number(chart.level[0]), LEVEL))
+        yield Key(chart.level[1], number(chart.level[0]), LEVEL)
     if chart.phase is not None:
         phase = chart.phase
-        keys.append(Key(f"layers {phase.first}-{phase.last}", phase.origin, area="phase"))
-    return keys
+        yield Key(f"layers {phase.first}-{phase.last}", phase.origin, area="phase")
+
+
+def _caption(map: Map, across: Axis) -> str:
+    """What a cell is, of what it is the mean, and how rows and columns are paired."""
+    values = map.values[np.isfinite(map.values)]
+    ends = [number(float(end)) for end in (values.min(), values.max())] if values.size else []
+    extent = f"from {' to '.join(ends)}" if ends else ""
+    said = [", ".join(part for part in (map.meaning, map.reading, extent) if part)]
+    if map.up.pair:
+        said.append(f"{map.up.pair[0]} of a layer is below its {map.up.pair[1]}")
+    if across.pair:
+        said.append(f"its {across.pair[0]} left of its {across.pair[1]}")
+    if values.size < map.values.size:
+        said.append(f"empty: no value{' above 0' if map.lost else ''}")
+    return "; ".join(said)
 
 
 def in_words(chart: Chart) -> str:
@@ -58,10 +98,14 @@ def in_words(chart: Chart) -> str:
 
 
 def _said(chart: Chart) -> Iterator[str]:
+    if chart.map is not None:
+        yield from _colours(chart.map, chart.axis)
     for series in chart.series:
         yield _course(series.name, series.values, chart.axis)
+        if series.strands is not None:
+            yield from _heads(series, series.strands, chart.axis)
     if chart.spread is not None:
-        yield _distribution(chart.spread)
+        yield _distribution(chart.spread, chart.axis)
     for segment in chart.segments:
         yield _line(segment)
     if chart.level is not None:
@@ -70,28 +114,63 @@ def _said(chart: Chart) -> Iterator[str]:
         yield f"shaded: {chart.phase}"
 
 
-def _course(name: str, values: Floats, axis: str) -> str:
+def _course(name: str, values: Floats, axis: Axis) -> str:
     """From where to where a curve goes, and its extreme where that is neither end."""
     drawn = np.flatnonzero(np.isfinite(values))
     if not drawn.size:
         return f"{name} has no finite value"
-    first, last = int(drawn[0]), int(drawn[-1])
+    first, last = axis.place(int(drawn[0])), axis.place(int(drawn[-1]))
     lowest, highest = float(values[drawn].min()), float(values[drawn].max())
     if lowest == highest:
-        return f"{name} is {number(lowest)} from {axis} {first} to {axis} {last}"
-    start, end = float(values[first]), float(values[last])
-    verb = "rises" if end > start else "falls" if end < start else "goes"
-    course = (
-        f"{name} {verb} from {number(start)} at {axis} {first} to {number(end)} at {axis} {last}"
-    )
+        return f"{name} is {number(lowest)} from {first} to {last}"
+    start, end = float(values[drawn[0]]), float(values[drawn[-1]])
+    verb = "rises" if end > start else "falls"
+    if number(start) == number(end):
+        verb = "goes"
+    course = f"{name} {verb} from {number(start)} at {first} to {number(end)} at {last}"
     extremes: list[str] = []
     if lowest > 0 and highest > _NOTABLE * max(start, end):
-        extremes.append(f"a maximum of {number(highest)} at {axis} {int(np.nanargmax(values))}")
+        where = axis.place(int(np.nanargmax(values)))
+        extremes.append(f"a maximum of {number(highest)} at {where}")
     if lowest > 0 and lowest * _NOTABLE < min(start, end):
-        extremes.append(f"a minimum of {number(lowest)} at {axis} {int(np.nanargmin(values))}")
+        where = axis.place(int(np.nanargmin(values)))
+        extremes.append(f"a minimum of {number(lowest)} at {where}")
     if lowest <= 0:
         extremes.append(f"values between {number(lowest)} and {number(highest)}")
     return f"{course}, with {listed(extremes)}" if extremes else course
+
+
+def _heads(series: Series, strands: Floats, axis: Axis) -> Iterator[str]:
+    """How many lines there are, and the extremes of all."""
+    heads = Axis("head", len(strands))
+    if np.isfinite(strands).any():
+        low, high = _extremes(strands, heads, axis)
+        yield f"the {count(len(strands), 'head')} of {series.name} lie between {low} and {high}"
+
+
+def _colours(map: Map, across: Axis) -> Iterator[str]:
+    values = map.values
+    size = f"{count(len(values), map.up.name)} by {count(values.shape[1], across.name)}"
+    yield f"map of {map.name} over {size}"
+    if np.isfinite(values).any():
+        low, high = _extremes(values, map.up, across)
+        yield f"the smallest value is {low}, the largest {high}"
+        yield f"the median of all cells is {number(float(np.nanmedian(values)))}"
+    empty = int(np.isnan(values).sum())
+    if empty:
+        yield f"{empty:,} of {count(values.size, 'cell')} {'is' if empty == 1 else 'are'} empty"
+
+
+def _extremes(values: Floats, up: Axis, across: Axis) -> tuple[str, str]:
+    """The smallest and the largest value, each with its place."""
+    low, high = (
+        np.unravel_index(find(values), values.shape) for find in (np.nanargmin, np.nanargmax)
+    )
+    said = [
+        f"{number(float(values[at]))} ({up.place(int(at[0]))}, {across.place(int(at[1]))})"
+        for at in (low, high)
+    ]
+    return said[0], said[1]
 
 
 def _line(segment: Segment) -> str:
@@ -100,7 +179,7 @@ def _line(segment: Segment) -> str:
     return f"line {segment.label}: from {a} at layer {first} to {b} at layer {last}"
 
 
-def _distribution(spread: Spread) -> str:
+def _distribution(spread: Spread, axis: Axis) -> str:
     low, high = (number(float(np.exp(spread.edges[i]))) for i in (0, -1))
-    course = _course(f"the median token's {spread.name}", spread.median, "layer")
+    course = _course(f"the median token's {spread.name}", spread.median, axis)
     return f"{course}, and all tokens of all layers lie between {low} and {high}"

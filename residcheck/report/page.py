@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from residcheck.curves import SCHEMA
 from residcheck.report import plots
+from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
 from residcheck.report.outline import SYMBOLS, Answer, Section, count, outline
-from residcheck.report.series import Chart, chart
+from residcheck.report.series import chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
 from residcheck.result import ModelResult
 from residcheck.stats import LEVEL, Estimate, Outcome
@@ -63,20 +64,20 @@ def render(results: Sequence[ModelResult]) -> str:
 
 
 def plots_of(section: Section, number: int) -> tuple[Plot, ...]:
-    """The plots of a claim, one per model, on one scale where that is logarithmic."""
+    """The plots of a claim, one per model, on one scale where that is logarithmic or colours."""
     asked = [(a, a.judged.verdict.figure) for a in section.answers]
     charts = [(answer, chart(answer.run, figure)) for answer, figure in asked if figure]
-    shared = plots.common_limits([drawn for _, drawn in charts if drawn.log])
+    frames = plots.frames([drawn for _, drawn in charts])
     return tuple(
-        _plot(answer, drawn, f"plot-{number}-{i}", shared if drawn.log else None)
-        for i, (answer, drawn) in enumerate(charts)
+        _plot(answer, drawn, f"plot-{number}-{i}", frame)
+        for i, ((answer, drawn), frame) in enumerate(zip(charts, frames, strict=True))
     )
 
 
-def _plot(answer: Answer, drawn: Chart, key: str, shared: plots.Limits | None) -> Plot:
+def _plot(answer: Answer, drawn: Chart, key: str, frame: plots.Frame) -> Plot:
     if drawn.empty:
         return Plot(answer.model, Markup(), "Nothing to draw: no finite value.", ())
-    svg = plots.draw(drawn, key, shared or plots.common_limits([drawn]))
+    svg = plots.draw(drawn, key, frame)
     # Markup: an element tree wrote it, which escapes whatever text is in it.
     return Plot(answer.model, Markup(svg), in_words(drawn), tuple(legend(drawn)))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROLES = ("ink", "muted", "rule", "shade", "bos", "s0", "s1", "s2", "s3", "s4")
+ROLES = ("ink", "muted", "rule", "shade", "strand", "bos", "s0", "s1", "s2", "s3", "s4")
 """Names of the page's colour variables that a plot may use."""
 
 LEVELS = (1.0, 0.95, 0.75, 0.5, 0.25)
@@ -18,6 +18,7 @@ PHASE_OPACITY = 0.55
 
 WIDTH, HEIGHT = 400, 236
 """Size of a plot in its own units, near the pixels that it takes on a desktop page."""
+MAP_HEIGHT = 340
 FONT_SIZE = 12
 
 
@@ -39,6 +40,8 @@ FITTED = Stroke("ink", 1)
 PUBLISHED = Stroke("ink", 1, (5, 3))
 LEVEL = Stroke("muted", 1.2, (2, 3))
 MEDIAN = Stroke("ink", 1.4)
+STRAND = Stroke("strand", 0.8)
+"""One head among many."""
 
 
 def stroke(index: int) -> Stroke:

@@ -27,12 +27,15 @@ def colour(role: str) -> str:
     return f"#fe00{ROLES.index(role):02x}"
 
 
-def inline_svg(figure: Figure, key: str, label: str) -> str:
+def inline_svg(
+    figure: Figure, key: str, label: str, under: ElementTree.Element | None = None
+) -> str:
     """``figure`` as an ``<svg>`` element.
 
     Args:
         key: prefix of the ids in it; no other plot on the page may have it.
         label: the text alternative.
+        under: drawn first, in units of the figure.
     """
     file = io.StringIO()
     FigureCanvasSVG(figure).print_svg(file, metadata=_NO_METADATA)  # type: ignore[no-untyped-call]
@@ -45,6 +48,8 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     _own_ids(root, key)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
+    if under is not None:
+        root.insert(0, under)
     root.attrib |= {"role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
 
