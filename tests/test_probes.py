@@ -17,7 +17,6 @@ from residcheck.measure import measure
 from residcheck.measure.probes import centring_probe, padding_probe
 from residcheck.measure.tokens import encode
 from residcheck.models import ModelSpec, load
-from residcheck.names import PROBES
 from residcheck.stats import Outcome
 from residcheck.tolerances import tolerance
 
@@ -25,6 +24,7 @@ BACKENDS = ("transformer_lens", "transformers")
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 FLOAT32 = tolerance("float32")
 PROMPTS = Prompts("some passages", shipped().texts[10:14])
+NAMES = ("bos_spread", "padding_spread", "centred_mean", "centring_logit_shift")
 TOKENS, PADDING, PROMPTS_COMPARED = 8, 4, 3  # what the probe is documented to look at
 # A mean of d terms, each rounded to a unit of the largest, is off by at most that unit; it
 # is divided by the norm over the root of d, which the largest term may exceed that many times.
@@ -36,7 +36,7 @@ UNCENTRED = 1e-3
 
 def probed(tiny: Tiny, family: str, prompts: Prompts = PROMPTS, **options: Any) -> Run:
     spec = ModelSpec(str(tiny(family))).with_options(**options)
-    return measure(spec, prompts, max_tokens=24, names=PROBES)
+    return measure(spec, prompts, max_tokens=24, names=NAMES)
 
 
 def compared_ids(prompts: Prompts = PROMPTS) -> list[list[int]]:
