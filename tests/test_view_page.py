@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny import tokenizer
 
+from residcheck.view.digits import number
 from residcheck.view.directions import Direction
-from residcheck.view.page import number, render
+from residcheck.view.page import render
 from residcheck.view.palette import DARK, LIGHT, colours, luminance, rgb
 from residcheck.view.pieces import CONTINUED, Piece, label_of, pieces
 from residcheck.view.scale import STEPS, scales

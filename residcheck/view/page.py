@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from residcheck.backends import Site
 from residcheck.errors import ResidcheckError
+from residcheck.view.digits import cosine, number
 from residcheck.view.layers import EMBED, name
 from residcheck.view.palette import DARK, LIGHT, colours
 from residcheck.view.scale import SHARE, STEPS, Scale, scales
@@ -93,16 +94,6 @@ def write_page(view: View, path: Path) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise ResidcheckError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all before the point, with a sign."""
-    written = f"{value:+,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:+.3g}"
-    return written.replace("-", "−")
-
-
-def cosine(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def _layers(view: View, ways: tuple[Scale, ...]) -> tuple[Layer, ...]:

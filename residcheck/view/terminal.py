@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from residcheck.view.digits import cosine, number
 from residcheck.view.layers import name
 from residcheck.view.viewing import View
 
@@ -22,10 +23,9 @@ def show(view: View) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for largest in (True, False):
         for found in view.extremes(_SHOWN, largest=largest):
-            numbers = (f"{found.position}", name(found.layer))
-            table.add_row(
-                escape(found.label), *numbers, f"{found.dot:+.4g}", f"{found.cosine:+.3f}"
-            )
+            place = (str(found.position), name(found.layer))
+            values = (number(found.dot), cosine(found.cosine))
+            table.add_row(escape(found.label), *place, *values)
         table.add_section()
     console.print(f"[bold]{escape(f'{view.model} along {view.direction.title}')}[/]")
     for note in view.direction.notes:

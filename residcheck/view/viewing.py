@@ -12,7 +12,7 @@ from residcheck.backends import Site
 from residcheck.corpus import Prompts, shipped
 from residcheck.errors import UsageError
 from residcheck.measure import Session, environment, open_session
-from residcheck.measure.tokens import _positions, encode
+from residcheck.measure.tokens import encode
 from residcheck.models import ModelSpec
 from residcheck.progress import Progress, silent
 from residcheck.view.directions import Direction, direction
@@ -132,13 +132,13 @@ def _tokens(session: Session, text: str) -> tuple[int, ...]:
     except UnicodeEncodeError as error:
         raise UsageError("the text is not valid Unicode", "write it to a UTF-8 file") from error
     count = 1 + len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-    config = loaded.model.config.get_text_config()
-    limit = _positions(config)
+    limit = session.encoded.positions
     if limit is not None and count > limit:
         raise UsageError(
             f"the text is {count:,} tokens with BOS, and {loaded.id} reads at most {limit:,}",
             "give a shorter text",
         )
+    config = loaded.model.config.get_text_config()
     return encode(Prompts("--text", (text,)), loaded.tokenizer, config, max(2, count)).ids[0]
 
 
