@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from tiny import LAYERS, Tiny
 
+from residcheck.backends.layer_weights import LayerWeights
+from residcheck.backends.plain import PlainBackend
 from residcheck.cli import main
 from residcheck.errors import ExitStatus, UsageError
 from residcheck.view.grammar import FORMS, OfDifference, OfToken, parse_direction
@@ -176,6 +179,23 @@ def test_mixture_of_experts_has_no_neurons(residcheck: Invoke, tiny: Tiny) -> No
     result = residcheck("view", tiny("mixtral"), "--text", TEXT, "--direction", "neuron:0.0",
                         *PLAIN)  # fmt: skip
     assert_mistake(result, ExitStatus.USAGE, "no weights for neuron:0.0")
+
+
+@pytest.mark.parametrize("direction", ["head:1.0", "neuron:1.0"])
+def test_weights_that_are_not_the_models_are_refused(
+    residcheck: Invoke, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
+    honest = PlainBackend.weights
+
+    def stale(backend: PlainBackend, layer: int) -> LayerWeights:
+        weights = honest(backend, layer)
+        assert weights.attention is not None
+        return replace(weights, attention=replace(weights.attention, W_O=weights.attention.W_O * 2))
+
+    monkeypatch.setattr(PlainBackend, "weights", stale)
+    result = residcheck("view", tiny("gpt2"), "--text", TEXT, "--direction", direction, *PLAIN)
+    assert_mistake(result, ExitStatus.COULD_NOT_MEASURE, "weights gate")
+    assert not (tmp_path / "view.html").exists()
 
 
 def assert_mistake(result: Result, status: ExitStatus, said: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from residcheck.backends import Backend, Site
 from residcheck.errors import UsageError
 from residcheck.measure import Session
+from residcheck.tolerances import tolerance
 from residcheck.view.components import principal_component
 from residcheck.view.grammar import (
     Meaning,
@@ -34,6 +35,7 @@ from residcheck.view.grammar import (
 from residcheck.view.pieces import label_of
 from residcheck.view.stream import centred
 from residcheck.view.vectors import read_vector
+from residcheck.weights import gate
 
 Vector = Float[Tensor, " d_model"]
 _SIGN = "The sign is chosen so that its largest component is positive."
@@ -55,6 +57,7 @@ def direction(meaning: Meaning, session: Session) -> Direction:
     Raises:
         UsageError: the model has no such token, layer, head, neuron or component, or the
             vector has the wrong length.
+        GateError: the weights that a head or neuron is read from are not the model's.
     """
     match meaning:
         case OfToken(text):
@@ -119,6 +122,7 @@ def _of_head(session: Session, layer: int, head: int) -> Direction:
     weights = backend.weights(layer).attention
     if weights is None:
         raise UsageError(f"no weights for head:{layer}.{head}: {_missing(backend, 'attention')}")
+    _pass_gate(session)
     reads = _double(weights.W_V[head // weights.queries_per_value])
     if backend.anatomy.has("ln1_out"):
         reads = reads * _double(backend.affine(layer, "ln1_out").gain)[:, None]
@@ -153,15 +157,23 @@ def _of_neuron(session: Session, layer: int, neuron: int) -> Direction:
     if weights is None:
         raise UsageError(f"no weights for neuron:{layer}.{neuron}: {_missing(backend, 'mlp')}")
     _check("neuron", neuron, weights.W_out.shape[0])
+    _pass_gate(session)
     title = f"what neuron {neuron} of layer {layer} writes"
     vector = _written(backend, layer, "mlp_out", weights.W_out[neuron])
     return Direction(_unit(session, vector, title), title, (), layer)
+
+
+def _pass_gate(session: Session) -> None:
+    """The matrices must be those that the model computes with."""
+    gate.check(session.backend, session.gate_tokens, tolerance(session.loaded.spec.dtype))
 
 
 def _written(backend: Backend, layer: int, site: Site, rows: Tensor) -> Tensor:
     """Rows of an output matrix as they arrive in the stream, up to one factor."""
     norm = backend.post_norm(layer, site)
     rows = _double(rows)
+    if norm is not None and norm.centring:
+        rows = rows - rows.mean(dim=-1, keepdim=True)
     return centred(backend, rows if norm is None else rows * _double(norm.gain))
 
 
