@@ -70,11 +70,11 @@ def test_bo_negligible(run: Run) -> Finding:
     needs=("ov_random_norm", "attn_out_norm", "resid_post_norm"),
 )
 def test_ov_random_input(run: Run) -> Finding:
-    """Geometric mean over the phase's blocks of the ratio of mean norms: above 1, or where
+    """Geometric mean over the phase's blocks of the ratio of geometric means: above 1, or where
     a factor was published within 0.5 of it. Under a norm after the attention, both sides
     are what it lets through."""
     phase, unseen = growth_phase(run)
-    draws = run["ov_random_norm"].values.astype(np.float64)
+    draws = np.log(run["ov_random_norm"].values.astype(np.float64))
     factor = facts_about(run).ov_random_factor
     real = run["attn_out_norm"].prompt_log[unseen]
     decision = decide(larger_than_real("ratio to attn_out", draws, real, phase.inside, factor))

@@ -40,7 +40,7 @@ def test_mlp_random_input(run: Run) -> Finding:
     """Over the published window or the phase's blocks: difference of the log rates within
     11 % of mlp_out's (0.005 at least), and the ratio of the norms above 1."""
     phase, unseen = mlp_phase(run)
-    draws = run["mlp_random_norm"].values.astype(np.float64)
+    draws = np.log(run["mlp_random_norm"].values.astype(np.float64))
     decision = random_mlp(draws, run["mlp_out_norm"].prompt_log[unseen], phase)
     figure = Figure(("mlp_random_norm", "mlp_out_norm"), phase=phase)
     return Finding(decision.with_note(f"{phase}"), figure)
@@ -74,11 +74,11 @@ def test_activation_rate(run: Run) -> Finding:
     needs=("activation_rate_random", "activation_rate"),
 )
 def test_activation_rate_random(run: Run) -> Finding:
-    """Geometric mean over the window of the ratio of mean rates: above 1, or where a factor
+    """Geometric mean over the window of the ratio of geometric means: above 1, or where a factor
     was published within 0.5 of it; and a log rate of the random curve above 0. A linear
     gate without biases sends half of all Gaussian vectors above 0 whatever its weights."""
     phase, unseen = activation_phase(run)
-    draws = run["activation_rate_random"].values.astype(np.float64)
+    draws = _log(run, "activation_rate_random")
     factor = facts_about(run).activation_random_factor
     real = run["activation_rate"].prompt_log[unseen]
     decision = random_activation(draws, real, phase, factor)
@@ -101,9 +101,7 @@ def test_activation_rate_resampled(run: Run) -> Finding:
     vectors at most half of the Gaussian ones', which must be above 5 %. Coordinates
     resampled one by one are drawn beside them and decide nothing."""
     phase, unseen = activation_phase(run)
-    resampled, gaussian = (
-        run[f"activation_rate_{kind}"].values.astype(np.float64) for kind in ("resampled", "random")
-    )
+    resampled, gaussian = (_log(run, f"activation_rate_{kind}") for kind in ("resampled", "random"))
     real = run["activation_rate"].prompt_log[unseen]
     decision = resampled_like_real(resampled, gaussian, real, phase)
     curves = ("activation_rate", "activation_rate_resampled", "activation_rate_random")
@@ -132,6 +130,12 @@ def test_mlp_weight_norms_flat(run: Run) -> Finding:
     decision = slower_than_stream(logs, stream, phase.inside)
     figure = Figure((*present.values(), "resid_post_norm"), phase=phase)
     return Finding(decision.with_note(f"{phase}"), figure)
+
+
+def _log(run: Run, name: str) -> np.ndarray:
+    """Mean logs over draws need every draw above zero: half a neuron stands for none."""
+    values = run[name].values.astype(np.float64)
+    return np.log(np.maximum(values, 0.5 / (run.model.d_mlp or 1)))
 
 
 def _gate(run: Run) -> str:

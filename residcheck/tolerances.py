@@ -44,9 +44,10 @@ class Tolerance:
 # bfloat16; rounding grows with the root of the width, at most five times as wide again.
 # Identities: at most 2 units in the last place on twenty architectures.
 TOLERANCES: dict[str, Tolerance] = {
-    # Eager attention computes its softmax in float32 whatever the dtype: hence the logits' row.
+    # Eager attention and many norms compute in float32 whatever the dtype: against sdpa,
+    # float64 tokens moved by up to 1.2e-6 and curves by 6.4e-8 (SmolLM2 135M).
     "float64": Tolerance(
-        identity=1e-13, logits=1e-6, product=1e-13, curve=1e-9, token=1e-8, unit=2.3e-16
+        identity=1e-13, logits=1e-6, product=1e-13, curve=5e-7, token=1e-5, unit=2.3e-16
     ),
     "float32": Tolerance(
         identity=2e-6, logits=5e-5, product=1e-5, curve=1e-5, token=1e-4, unit=1.2e-7

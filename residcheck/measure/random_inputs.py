@@ -27,6 +27,12 @@ DRAWS = 512
 _ROW = 64
 _FIRST_POSITIONS = 6
 _PROMPTS = 64
+_OF_MLPS = (
+    "mlp_random_norm",
+    "activation_rate_random",
+    "activation_rate_resampled",
+    "activation_rate_shuffled",
+)
 
 
 class Fed(NamedTuple):
@@ -61,13 +67,15 @@ def mlp_experiments(
     """
     wanted = set(names)
     anatomy = backend.anatomy
+    if wanted.isdisjoint(_OF_MLPS):
+        return {}
     feed = _Feeder(backend, affines, encoded, device)
     found: dict[str, Tensor] = {}
-    if {"mlp_random_norm", "activation_rate_random"} & wanted:
+    if not wanted.isdisjoint(_OF_MLPS[:2]):
         x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian")).to(device)
         gaussian = feed(lambda layer: x)
         found |= {"mlp_random_norm": gaussian.norm, "activation_rate_random": gaussian.rate}
-    if {"activation_rate_resampled", "activation_rate_shuffled"} & wanted:
+    if not wanted.isdisjoint(_OF_MLPS[2:]):
         real = _first_streams(backend, encoded, device)
         rows = torch.randint(len(real[0]), (DRAWS,), generator=generator("resampled")).to(device)
         found["activation_rate_resampled"] = feed(lambda layer: real[layer][rows]).rate

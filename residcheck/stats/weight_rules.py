@@ -1,7 +1,8 @@
 """The decision rules of families C and D: what weights say of the growth.
 
 Curves of weights, ``[layer]``, do not vary with prompts; what they are held against does,
-``[prompt, layer]``. Margins are those of :mod:`residcheck.stats.rules`.
+``[prompt, layer]``; random inputs are ``[draw, layer]``. All are logs. Margins are those of
+:mod:`residcheck.stats.rules`.
 """
 
 from __future__ import annotations
@@ -88,11 +89,10 @@ def larger_than_real(
     """Mean ratio of what random inputs give to what real ones do, over the phase.
 
     Args:
-        draws: ``[draw, layer]``, of which the mean is taken.
+        draws: logs, ``[draw, layer]``, of which the mean is taken, as of the real ones'.
         published: a factor known to one digit; else it need only be above 1.
     """
-    log_random = np.log(draws.mean(axis=0))[phase.window]
-    log_ratio = (log_random - log_real[:, phase.window]).mean(axis=-1)
+    log_ratio = (draws.mean(axis=0) - log_real)[:, phase.window].mean(axis=-1)
     region = Region(low=1.0)
     if published is not None:
         region = Region(published - ONE_DIGIT, published + ONE_DIGIT)
@@ -100,17 +100,15 @@ def larger_than_real(
 
 
 def precision_of(draws: Floats) -> str:
-    """How many draws there are, and how well they fix the mean of a layer."""
-    error = draws.std(axis=0) / np.sqrt(len(draws)) / draws.mean(axis=0)
-    return f"{len(draws)} draws, each mean known to {error.max():.1%}"
+    """How many draws there are, and how well they fix the mean log of a layer."""
+    error = draws.std(axis=0) / np.sqrt(len(draws))
+    return f"{len(draws)} draws, each layer's mean known to {np.expm1(error.max()):.1%}"
 
 
 def random_mlp(draws: Floats, log_mlp: Floats, phase: Phase) -> Decision:
     """Do the MLPs' outputs on Gaussian inputs grow as their real ones do, and are larger?"""
-    log_random = np.log(draws.mean(axis=0))
-    rate = same_rate(
-        "log rate on random inputs minus mlp_out's", _alike(log_random, log_mlp), log_mlp, phase
-    )
+    random = _alike(draws.mean(axis=0), log_mlp)
+    rate = same_rate("log rate on random inputs minus mlp_out's", random, log_mlp, phase)
     ratio = larger_than_real("ratio to mlp_out", draws, log_mlp, phase)
     return decide(rate, ratio, note=precision_of(draws))
 
@@ -123,7 +121,7 @@ def random_activation(
     rises = over_prompts(
         "log rate of the random activation rate",
         draws[:, phase.window],
-        lambda rows: slopes(np.log(rows), phase.layers),
+        lambda rows: slopes(rows, phase.layers),
         Region(low=0.0),
         population=DRAWS,
     )
@@ -139,9 +137,7 @@ def resampled_like_real(
     the Gaussian rate; far: more than the visible 5 %.
     """
     window = phase.window
-    log_resampled, log_gaussian = (
-        np.log(draws.mean(axis=0))[window] for draws in (resampled, gaussian)
-    )
+    log_resampled, log_gaussian = (draws.mean(axis=0)[window] for draws in (resampled, gaussian))
 
     def distance(rows: Floats, other: Floats) -> Floats:
         return np.asarray(np.abs(rows - other).mean(axis=-1))

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from residcheck.backends.layer_weights import AttentionWeights, LayerWeights
-from residcheck.names import MATRICES
 from residcheck.seeds import generator
 
 
@@ -30,30 +29,29 @@ def attention_on_gaussian(
 
 
 def squared_ratios(
-    weights: LayerWeights, *, normalize: bool, draws: int
-) -> Float[Tensor, "draw matrix"]:
-    """``|xW|^2`` over its expectation, for every matrix of a block, in float64.
+    W: Float[Tensor, "reading writing"], draws: int
+) -> tuple[Float[Tensor, " draw"], Float[Tensor, " draw"]]:
+    """``|xW|^2`` over its expectation, for Gaussian and for normalised x.
 
     For isotropic x of unit variance ``E|xW|^2 = |W|_F^2``, since ``E[x^T x]`` is the
     identity. Normalised to mean 0 and variance 1, x is uniform on the sphere of radius
     sqrt(d) in the hyperplane across u = (1, ..., 1) / sqrt(d), so ``E[x^T x]`` is
     ``d / (d-1) (I - u^T u)`` and the expectation ``d / (d-1) (|W|_F^2 - |uW|^2)``.
     """
-    columns = []
-    for name in MATRICES:
-        W = matrix(weights, name)
-        if W is None:
-            columns.append(torch.full((draws,), torch.nan, dtype=torch.float64))
-            continue
-        x = torch.randn(draws, len(W), generator=generator("gaussian"), dtype=torch.float64)
-        d = len(W)
-        expected = W.double().square().sum()
-        if normalize:
-            x = normalized(x, centre=True)
-            expected = d / (d - 1) * (expected - W.double().sum(dim=0).square().sum() / d)
-        products = x.to(W) @ W
-        columns.append(products.double().square().sum(dim=-1) / expected)
-    return torch.stack(columns, dim=-1)
+    d = len(W)
+    x = torch.randn(draws, d, generator=generator("gaussian")).to(W)
+    y, columns = x @ W, W.sum(dim=0)
+    spread, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
+    squared = _square(W)
+    centred = d / (d - 1) * (squared - _square(columns) / d)
+    # Normalising x is affine, so its product follows from that of x.
+    return _square(y, -1) / squared, _square((y - mean * columns) / spread, -1) / centred
+
+
+def _square(x: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of squares in float64."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64)
+    return norm.square()
 
 
 def matrix(weights: LayerWeights, name: str) -> Float[Tensor, "reading writing"] | None:

@@ -130,11 +130,15 @@ def _of_mlp(weights: LayerWeights) -> Columns:
 def _on_gaussian(weights: LayerWeights, wanted: frozenset[str]) -> Columns:
     if weights.attention is None or weights.mlp is None:
         return {}
-    forms = {"frobenius_gaussian": False, "frobenius_normalized": True}
+    forms = ("frobenius_gaussian", "frobenius_normalized")
+    if wanted.isdisjoint(forms):
+        return {}
+    matrices = (matrix(weights, name) for name in MATRICES)
+    absent = (torch.full((DRAWS,), torch.nan, dtype=torch.float64),) * 2
+    ratios = [absent if W is None else squared_ratios(W, DRAWS) for W in matrices]
     return {
-        name: squared_ratios(weights, normalize=normalize, draws=DRAWS)
-        for name, normalize in forms.items()
-        if name in wanted
+        form: torch.stack([columns[i] for columns in ratios], dim=-1)
+        for i, form in enumerate(forms)
     }
 
 
@@ -150,7 +154,6 @@ def _written_on_gaussian(backend: Backend, layer: int, weights: LayerWeights) ->
     written = attention_on_gaussian(attention, normalized(x.to(attention.W_O), centre=centre))
     post_norm = backend.post_norm(layer, "attn_out")
     if post_norm is not None:
-        written = normalized(written, centre=centre, eps=anatomy.norm_eps)
-        written = written * post_norm.gain.to(written) + post_norm.bias.to(written)
-    norms: Tensor = written.norm(dim=-1) * anatomy.residual_scale
+        written = post_norm(written) * anatomy.residual_scale  # which W_O has else
+    norms: Tensor = written.norm(dim=-1)
     return norms

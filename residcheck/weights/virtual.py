@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,17 +42,35 @@ def virtual_weights(
     ``|W_write|_F |W_read|_F / sqrt(d_model)``: 1 is no connection beyond chance (Elhage et
     al. 2021 on composition, with chance divided out). NaN where the read is not later.
 
-    Only a block of the readers' d_model x d_model Gram matrices is held, of the size of
-    one layer's weights; the writers' are made again for every block.
+    Only a block of the readers' Gram matrices is held, of the size of one layer's weights;
+    the writers' are made again for every block.
     """
     scores = np.full((2 * n_layers, 2 * n_layers), np.nan)
     for block in _blocks(layer_weights, n_layers):
-        last = max(block)
-        for write, gram in _grams(writing, layer_weights, range(last // 2 + 1), transpose=True):
+        layers = range(max(block) // 2 + 1)
+        for write, gram in _grams(writing, layer_weights, layers, transpose=True):
             for read, reader in block.items():
                 if _later(read, write, parallel):
                     scores[write, read] = _composition(gram, reader)
     return scores
+
+
+@dataclass(frozen=True)
+class Gram:
+    """A symmetric matrix: its upper triangle, off-diagonal entries times the root of 2, so
+    that inner products of triangles are those of the matrices; and its trace."""
+
+    triangle: Float[Tensor, " entry"]
+    trace: float
+    d_model: int
+
+    @classmethod
+    def of(cls, product: Float[Tensor, "d d"]) -> Gram:
+        d_model = len(product)
+        rows, columns = torch.triu_indices(d_model, d_model, device=product.device)
+        triangle = product[rows, columns] * 2**0.5
+        triangle[rows == columns] = product.diagonal()
+        return cls(triangle, float(product.diagonal().sum(dtype=torch.float64)), d_model)
 
 
 def _later(read: int, write: int, parallel: bool) -> bool:
@@ -61,8 +80,8 @@ def _later(read: int, write: int, parallel: bool) -> bool:
 
 def _blocks(
     layer_weights: Callable[[int], LayerWeights], n_layers: int
-) -> Iterator[dict[int, Float[Tensor, "d d"]]]:
-    block: dict[int, Float[Tensor, "d d"]] = {}
+) -> Iterator[dict[int, Gram]]:
+    block: dict[int, Gram] = {}
     room = _room(layer_weights(0))
     for read, gram in _grams(reading, layer_weights, range(n_layers), transpose=False):
         block[read] = gram
@@ -74,10 +93,10 @@ def _blocks(
 
 
 def _room(weights: LayerWeights) -> int:
-    """How many Gram matrices are smaller than one layer's weights; two are in the making."""
+    """How many triangles are smaller than one layer's weights; two products are in the making."""
     size = sum(part.numel() for part in (*writing(weights), *reading(weights)))
     d_model = writing(weights)[0].shape[1]
-    return max(1, size // d_model**2 - 2)
+    return max(1, 2 * size // d_model**2 - 4)
 
 
 def _grams(
@@ -86,14 +105,15 @@ def _grams(
     layers: range,
     *,
     transpose: bool,
-) -> Iterator[tuple[int, Float[Tensor, "d d"]]]:
+) -> Iterator[tuple[int, Gram]]:
     for layer in layers:
         for sublayer, matrix in enumerate(side(layer_weights(layer))):
-            yield 2 * layer + sublayer, matrix.mT @ matrix if transpose else matrix @ matrix.mT
+            product = matrix.mT @ matrix if transpose else matrix @ matrix.mT
+            yield 2 * layer + sublayer, Gram.of(product)
 
 
-def _composition(writer: Float[Tensor, "d d"], reader: Float[Tensor, "d d"]) -> float:
+def _composition(writer: Gram, reader: Gram) -> float:
     """Of Gram matrices: tr(W R) is |A B|^2, and the traces are the norms squared."""
-    product = float(torch.sum(writer * reader, dtype=torch.float64))
-    alone = float(writer.trace().double() * reader.trace().double())
-    return (max(product, 0.0) / alone * writer.shape[0]) ** 0.5 if alone > 0 else float("nan")
+    product = float(torch.dot(writer.triangle, reader.triangle))
+    alone = writer.trace * reader.trace
+    return (max(product, 0.0) / alone * writer.d_model) ** 0.5 if alone > 0 else float("nan")
