@@ -131,7 +131,7 @@ def test_page_shows_every_token_at_every_layer() -> None:
     cells = len(view.layers) * len(view.pieces)
     assert reader.tags.count("td") >= cells
     value = number(view.values.dot[1, 3])
-    title = f"\u2068{view.pieces[3].label}\u2069 position 3, layer 0: dot product {value}"
+    title = f"\u2066{view.pieces[3].label}\u2069 position 3, layer 0: dot product {value}"
     titles = [text for name, text in reader.attributes if name == "title" and text]
     assert len([text for text in titles if text.startswith(title)]) == 2  # text and table
     assert f'<span class="raw">{value}</span>' in page

@@ -114,7 +114,7 @@ def _cell(view: View, ways: tuple[Scale, ...], row: int, position: int) -> Cell:
     dot = number(view.values.dot[row, position])
     share = cosine(view.values.cosine[row, position])
     # Isolated, so that a label that runs from right to left leaves the rest in order.
-    label = f"\u2068{piece.label}\u2069"
+    label = f"\u2066{piece.label}\u2069"
     return Cell(
         shown=piece.shown,
         classes=" ".join(f"{way.key[0]}{way.steps[row, position] + STEPS}" for way in ways),
