@@ -146,15 +146,21 @@ def _by_draw(columns: list[Float[Tensor, "batch pos"]]) -> Float[Tensor, "draw l
 def _first_streams(
     backend: Backend, encoded: Encoded, device: str
 ) -> list[Float[Tensor, "token d"]]:
-    """Per layer the streams that the MLP reads at positions 1 to 6, of the first prompts."""
+    """Per layer the streams that the MLP reads at positions 1 to 6, of the first prompts;
+    without their means, which weights may be centred to leave out, under LayerNorm."""
     rows = [ids[: 1 + _FIRST_POSITIONS] for ids in encoded.ids[:_PROMPTS]]
     tokens, mask = pad(rows, encoded.pad_id, "right")
     ordinary = mask.bool()[:, 1:].to(device)
     site: Site = "resid_pre" if backend.anatomy.parallel else "resid_mid"
     streams: list[Tensor] = []
+
+    def keep(x: Float[Tensor, "batch pos d"]) -> None:
+        x = x[:, 1:][ordinary].float()
+        centre = backend.anatomy.norm == "LayerNorm"
+        streams.append(x - x.mean(dim=-1, keepdim=True) if centre else x)
+
     taps: dict[tuple[int, Site], Tap] = {
-        (layer, site): lambda x: streams.append(x[:, 1:][ordinary].float())
-        for layer in range(backend.anatomy.n_layers)
+        (layer, site): keep for layer in range(backend.anatomy.n_layers)
     }
     backend.forward(tokens.to(device), mask.to(device), taps, logits=False)
     return streams

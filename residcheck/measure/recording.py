@@ -14,7 +14,7 @@ from residcheck.errors import NonFiniteError
 from residcheck.measure.opening import Session
 from residcheck.measure.provenance import environment, missing, model_info
 from residcheck.measure.recorder import Recorder, available
-from residcheck.measure.structure import StructureRecorder, random_rotation
+from residcheck.measure.structure import StructureRecorder, random_rotation, surroundings
 from residcheck.measure.tokens import Batch
 from residcheck.names import QUANTITIES, STRUCTURE
 
@@ -33,6 +33,7 @@ class Recording:
         device = session.loaded.spec.device
         if self._structure:
             self._rotation = random_rotation(anatomy.d_model, self._dtype, device)
+            self._around = surroundings(session.backend)
         self._kept: dict[str, Any] = {}
         shape = (len(ids), max(map(len, ids)), anatomy.n_layers)
         self._float = np.float64 if double else np.float32
@@ -50,7 +51,9 @@ class Recording:
         taps = recorder.taps()
         structure = None
         if self._structure:
-            structure = StructureRecorder(backend, self._structure, lengths, self._rotation)
+            structure = StructureRecorder(
+                backend, self._structure, lengths, self._rotation, self._around
+            )
             taps = both(taps, structure.taps())
         backend.forward(batch.tokens, batch.mask, taps, logits=False)
         for name, values in recorder.values.items():
@@ -112,7 +115,8 @@ def _structure_curves(arrays: dict[str, Any]) -> dict[str, Curve]:
         values = arrays["neuron_projection"]
         n = np.isfinite(values).sum(axis=0)
         arrays["neuron_projection"] = np.nanmean(values, axis=0)
-        arrays["neuron_projection_error"] = np.nanstd(values, axis=0) / np.sqrt(n - 1)
+        with np.errstate(invalid="ignore"):  # one prompt has no error
+            arrays["neuron_projection_error"] = np.nanstd(values, axis=0) / np.sqrt(n - 1)
     return {
         name: Curve(name, STRUCTURE[name].dims, a, STRUCTURE[name].unit)
         for name, a in arrays.items()

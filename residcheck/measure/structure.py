@@ -9,16 +9,32 @@ since the stream is their sum. What is held does not grow with the length of the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from residcheck.backends import Backend, Site, Tap, Taps
+from residcheck.backends import Backend, PostNorm, Site, Tap, Taps
 from residcheck.seeds import generator
+from residcheck.weights.canonical import fold
+from residcheck.weights.gate import attention_reads
 
 POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What else acts on what the heads and neurons of one layer write.
+
+    ``constant`` is what every head writes whatever it reads, as W_O is given it: the value
+    bias and what the first norm's bias makes of W_V. Folded weights have it in b_O.
+    """
+
+    attn_norm: PostNorm | None
+    mlp_norm: PostNorm | None
+    constant: Float[Tensor, " heads"] | None
 
 
 class StructureRecorder:
@@ -27,6 +43,7 @@ class StructureRecorder:
     Args:
         lengths: tokens of each prompt of the batch.
         rotation: orthogonal, ``[d_model, d_model]``, for the kurtosis in a rotated basis.
+        around: of every layer, by :func:`surroundings`.
     """
 
     def __init__(
@@ -35,10 +52,12 @@ class StructureRecorder:
         names: Iterable[str],
         lengths: list[int],
         rotation: Float[Tensor, "d d"],
+        around: list[Surroundings],
     ) -> None:
         self._backend, self._anatomy = backend, backend.anatomy
         self._names = set(names)
         self._rotation = rotation
+        self._around = around
         self._index, self._valid = sampled_positions(lengths, rotation.device)
         self._stream: Float[Tensor, "batch sample d"] = torch.empty(0)
         self._writes: list[Float[Tensor, "batch sample d"]] = []
@@ -96,23 +115,28 @@ class StructureRecorder:
         attention = self._backend.weights(layer).attention
         assert attention is not None
         W_O = attention.W_O.flatten(0, 1).to(z.dtype)
-        along = self._along_stream(layer, "attn_out", z, W_O, attention.b_O)
+        bias, around = attention.b_O, self._around[layer]
+        if around.constant is not None:
+            constant = around.constant.to(z)
+            z, moved = z - constant, constant @ W_O
+            bias = moved if bias is None else bias + moved
+        along = self._along_stream(z, W_O, bias, around.attn_norm)
         heads = along.reshape(*along.shape[:-1], self._anatomy.n_heads, -1).sum(dim=-1)
         self._note("head_projection", self._over_ordinary(heads))
 
     def _on_neurons(self, layer: int, post: Float[Tensor, "batch sample d_mlp"]) -> None:
         mlp = self._backend.weights(layer).mlp
         assert mlp is not None
-        along = self._along_stream(layer, "mlp_out", post, mlp.W_out.to(post.dtype), mlp.b_out)
+        post_norm = self._around[layer].mlp_norm
+        along = self._along_stream(post, mlp.W_out.to(post.dtype), mlp.b_out, post_norm)
         self._note("neuron_projection", self._over_ordinary(along))
 
     def _along_stream(
         self,
-        layer: int,
-        site: Site,
         source: Float[Tensor, "batch sample source"],
         W: Float[Tensor, "source d"],
         bias: Float[Tensor, " d"] | None,
+        post_norm: PostNorm | None,
     ) -> Float[Tensor, "batch sample source"]:
         """What each source adds along the stream: ``<source W, stream> / |stream|^2``.
 
@@ -120,10 +144,9 @@ class StructureRecorder:
         """
         stream = self._stream
         direction = stream / stream.square().sum(dim=-1, keepdim=True)
-        post_norm = self._backend.post_norm(layer, site)
         if post_norm is not None:
             whole = self._centred(source @ W if bias is None else source @ W + bias)
-            size = (whole.square().mean(dim=-1, keepdim=True) + self._anatomy.norm_eps).sqrt()
+            size = (whole.square().mean(dim=-1, keepdim=True) + post_norm.eps).sqrt()
             direction = self._centred(direction * post_norm.gain.to(W.dtype)) / size
         return source * (direction @ W.mT) * self._anatomy.residual_scale
 
@@ -171,6 +194,25 @@ class StructureRecorder:
 
     def _centred(self, x: Tensor) -> Tensor:
         return x - x.mean(dim=-1, keepdim=True) if self._anatomy.norm == "LayerNorm" else x
+
+
+def surroundings(backend: Backend) -> list[Surroundings]:
+    """Of every layer. Norms are fed to find what they do: not while taps are on them."""
+    anatomy, site = backend.anatomy, attention_reads(backend.anatomy)
+    found = []
+    for layer in range(anatomy.n_layers):
+        constant = None
+        weights = backend.weights(layer)
+        if weights.attention is not None and not anatomy.sinks:  # patterns sum to one
+            norm = backend.affine(layer, site) if site == "ln1_out" else None
+            attention = fold(weights, norm, None, centre=False, values=False).attention
+            assert attention is not None
+            if attention.b_V is not None:
+                per_query = attention.b_V.repeat_interleave(attention.queries_per_value, dim=0)
+                constant = per_query.flatten()
+        norms = (backend.post_norm(layer, "attn_out"), backend.post_norm(layer, "mlp_out"))
+        found.append(Surroundings(*norms, constant))
+    return found
 
 
 def sampled_positions(
