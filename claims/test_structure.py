@@ -111,7 +111,7 @@ def test_virtual_weights(run: Run) -> Finding:
     published="50 layers: 100 times as many neurons as dimensions before layer 25",
     needs=("activation_rate",),
     prompts=1,
-    layers=1,
+    layers=6,
 )
 def test_bottleneck(run: Run) -> Finding:
     """Counted from the configuration: hidden neurons before the middle of the layers, and

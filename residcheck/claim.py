@@ -15,6 +15,14 @@ from residcheck.stats import MIN_LAYERS, MIN_PROMPTS, Outcome
 from residcheck.verdict import Finding, Verdict
 
 Rule = Callable[[Run], Finding]
+FAMILIES = {
+    "A": "growth of the residual stream",
+    "B": "what sublayers write",
+    "C": "the attention's weights",
+    "D": "the MLPs' weights",
+    "E": "why norms grow",
+    "G": "the structure of the stream",
+}
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ def report(
 
 @main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN.json]...")
-def claims(models: tuple[str, ...]) -> None:
+@click.option("--markdown", metavar="FILE", type=_FILE, help="Write the claims as a page.")
+def claims(models: tuple[str, ...], markdown: Path | None) -> None:
     """List what is checked: source, published numbers, and what applies to each MODEL.
 
     MODEL may be a run file; otherwise the model is loaded to see how it is built.
@@ -278,6 +279,12 @@ def claims(models: tuple[str, ...]) -> None:
     from residcheck.curves import ModelInfo, load_run
     from residcheck.models import parse_spec
 
+    if markdown is not None:
+        from residcheck.output import write_text
+        from residcheck.report.markdown import claims_page
+
+        write_text(markdown, claims_page(all_claims()))
+        return
     infos: list[ModelInfo] = []
     for text in models:
         if text.endswith(".json"):

@@ -46,9 +46,9 @@ def write_files(
         write_html(results, html)
     if json_file is not None:
         text = json.dumps(verdicts_document(results), indent=1, allow_nan=False)
-        _write(json_file, text + "\n")
+        write_text(json_file, text + "\n")
     if markdown is not None:
-        _write(markdown, render_markdown(results))
+        write_text(markdown, render_markdown(results))
     return [path for path in (html, json_file, markdown) if path is not None]
 
 
@@ -81,7 +81,7 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ from residcheck.claim import all_claims
 from residcheck.cli import main
 from residcheck.corpus import shipped
 from residcheck.errors import ExitStatus
+from residcheck.report.markdown import claims_page
 
 LAYERS = 6
 Invoke = Callable[..., Result]
@@ -253,3 +254,8 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "set()"
+
+
+def test_the_page_of_claims_is_what_the_claims_say() -> None:
+    page = Path(__file__).parents[1] / "claims" / "README.md"
+    assert page.read_text(encoding="utf-8") == claims_page(all_claims())

@@ -5,12 +5,19 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
+from residcheck.claim import FAMILIES, Claim
 from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
 from residcheck.result import Judged, ModelResult
 from residcheck.stats import Outcome
 from residcheck.verdict import Verdict
 
+_CLAIMS_INTRODUCTION = (
+    "Written by `residcheck claims --markdown claims/README.md` from the claims themselves. "
+    "A model's numbers are in its report. An interval over prompts speaks "
+    "of other prompts on the same model, and of nothing else."
+)
 # What GitHub reads as markup, mathematics ($) and the edges of table cells (|) included.
 _MARKUP = re.compile(r"[\\`*_\[\]|~$#]")
 
@@ -24,6 +31,28 @@ def render(results: Sequence[ModelResult]) -> str:
     if lines := [*_notable(page), *_drifted(page)]:
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def claims_page(claims: Sequence[Claim]) -> str:
+    """What is checked, family by family: statement, published numbers, source, rule."""
+    blocks = ["# The claims", _CLAIMS_INTRODUCTION]
+    for family, group in groupby(claims, key=lambda claim: claim.family):
+        blocks.append(f"## Family {family}: {FAMILIES[family]}")
+        blocks += [_claim_section(claim) for claim in group]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _claim_section(claim: Claim) -> str:
+    needs = f"{claim.prompts} prompts, {claim.layers} layers"
+    curves = ", ".join(f"`{name}`" for name in claim.curves) or "no measurement"
+    lines = [
+        f"### `{claim.id}`",
+        f"**{plain(claim.statement)}**",
+        f"- Published: {plain(claim.published)}\n- Source: {plain(str(claim.source))}\n"
+        f"- Reads: {curves}; at least {needs}",
+        plain(claim.how),
+    ]
+    return "\n\n".join(lines)
 
 
 def plain(text: str) -> str:
