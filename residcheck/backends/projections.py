@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from residcheck.backends.layer_weights import AttentionWeights, MLPWeights
@@ -50,9 +51,29 @@ class Heads:
     width: int
 
 
+def attention_in(block: nn.Module, attention: str) -> list[str]:
+    """Paths in the block of the layers that make queries, keys and values."""
+    path = _attention_module(block, attention)
+    inner = block.get_submodule(path)
+    return [f"{path}.{name}" for name in _separate(inner) or (_fused(inner),)]
+
+
 def attention_out(block: nn.Module, attention: str) -> str:
     """Path in the block of the layer that writes the heads' outputs to the stream."""
     return _inside(block, _attention_module(block, attention), ATTENTION_OUT, "output projection")
+
+
+def mlp_in(block: nn.Module, mlp: str) -> list[str]:
+    """Paths in the block of the layers that feed the hidden neurons: the gate first."""
+    module: Any = block if mlp == BARE_MLP else getattr(block, mlp)
+    prefix = "" if mlp == BARE_MLP else f"{mlp}."
+    for gate, up in GATED.items():
+        if _has(module, gate) and _has(module, up):
+            return [prefix + gate, prefix + up]
+    name = next((name for name in (PACKED_GATE, *HIDDEN) if _has(module, name)), None)
+    if name is None:
+        raise UnknownLayoutError(f"no hidden layer found in {type(module).__name__}")
+    return [prefix + name]
 
 
 def mlp_out(block: nn.Module, mlp: str) -> str:
@@ -70,15 +91,11 @@ def is_mixture(mlp: nn.Module) -> bool:
 
 def heads(block: nn.Module, attention: str, n_heads: int) -> Heads:
     """Sizes of the heads, from the shapes of the matrices."""
-    inner = block.get_submodule(_attention_module(block, attention))
     wide = linear(block.get_submodule(attention_out(block, attention)))[0].shape[0]
     width = wide // n_heads
-    separate = _separate(inner)
-    if separate:
-        queries, keys = (linear(getattr(inner, name))[0].shape[1] for name in separate[:2])
-    else:
-        total = linear(getattr(inner, _fused(inner)))[0].shape[1]
-        queries, keys = wide, (total - wide) // 2
+    paths = attention_in(block, attention)
+    made = [linear(block.get_submodule(path))[0].shape[1] for path in paths]
+    queries, keys = made[:2] if len(made) == 3 else (wide, (made[0] - wide) // 2)
     found = Heads(queries // width, keys // width, width)
     if queries != wide or keys % width or not found.keys or found.queries % found.keys:
         raise UnknownLayoutError(
@@ -92,45 +109,44 @@ def attention_weights(
     block: nn.Module, attention: str, n_heads: int, model_type: str
 ) -> AttentionWeights:
     """The attention sublayer's matrices, as views of its parameters where that is possible."""
-    inner = block.get_submodule(_attention_module(block, attention))
     size = heads(block, attention, n_heads)
-    W_O, b_O = linear(block.get_submodule(attention_out(block, attention)))
-    separate = _separate(inner)
-    if separate:
-        pairs = [linear(getattr(inner, name)) for name in separate]
-        matrices = [_per_head(w, size) for w, _ in pairs]
+    paths = attention_in(block, attention)
+    pairs = [linear(block.get_submodule(path)) for path in paths]
+    matrices = _split([weight for weight, _ in pairs], paths, size, model_type)
+    biases: list[Tensor | None] = [None] * 3
+    if all(bias is not None for _, bias in pairs):
+        biases = [*_split([b for _, b in pairs if b is not None], paths, size, model_type)]
+    elif len(pairs) == 3:  # some of them may have one
         biases = [None if b is None else _per_head(b, size) for _, b in pairs]
-    else:
-        name = _fused(inner)
-        packing = OTHERWISE.get(model_type, FUSED[name])
-        weight, bias = linear(getattr(inner, name))
-        matrices = list(_UNPACK[packing](weight, size))
-        biases = [None] * 3 if bias is None else list(_UNPACK[packing](bias, size))
     W_Q, W_K, W_V = (w.movedim(0, 1) for w in matrices)
     b_Q, b_K, b_V = biases
+    W_O, b_O = linear(block.get_submodule(attention_out(block, attention)))
     W_O = W_O.view(size.queries, size.width, -1)
     return AttentionWeights(W_Q, W_K, W_V, W_O, b_Q, b_K, b_V, b_O)
+
+
+def value_outputs(
+    block: nn.Module, attention: str, n_heads: int, model_type: str
+) -> tuple[str, Int[Tensor, " kv_head_x_width"]]:
+    """Path in the block of the layer that makes the values, and which of its outputs they are,
+    head after head."""
+    size, paths = heads(block, attention, n_heads), attention_in(block, attention)
+    numbers = [torch.arange(linear(block.get_submodule(path))[0].shape[1]) for path in paths]
+    return paths[-1], _split(numbers, paths, size, model_type)[2].flatten()
 
 
 def mlp_weights(block: nn.Module, mlp: str) -> MLPWeights:
     """The MLP's matrices, as views of its parameters."""
     W_out, b_out = linear(block.get_submodule(mlp_out(block, mlp)))
-    module: Any = block if mlp == BARE_MLP else getattr(block, mlp)
-    gate = next((g for g, up in GATED.items() if _has(module, g) and _has(module, up)), None)
-    if gate is not None:
-        W_gate, b_gate = linear(getattr(module, gate))
-        W_in, b_in = linear(getattr(module, GATED[gate]))
-        return MLPWeights(W_in, W_out, W_gate, b_in, b_gate, b_out)
-    if _has(module, PACKED_GATE):
-        weight, bias = linear(getattr(module, PACKED_GATE))
-        W_gate, W_in = weight.chunk(2, dim=-1)
-        b_gate, b_in = (None, None) if bias is None else bias.chunk(2, dim=-1)
-        return MLPWeights(W_in, W_out, W_gate, b_in, b_gate, b_out)
-    name = next((name for name in HIDDEN if _has(module, name)), None)
-    if name is None:
-        raise UnknownLayoutError(f"no hidden layer found in {type(module).__name__}")
-    W_in, b_in = linear(getattr(module, name))
-    return MLPWeights(W_in, W_out, None, b_in, None, b_out)
+    paths = mlp_in(block, mlp)
+    pairs = [linear(block.get_submodule(path)) for path in paths]
+    if paths[0].endswith(PACKED_GATE):
+        weight, bias = pairs[0]
+        halves = (None, None) if bias is None else bias.chunk(2, dim=-1)
+        pairs = list(zip(weight.chunk(2, dim=-1), halves, strict=True))
+    W_in, b_in = pairs[-1]
+    W_gate, b_gate = pairs[0] if len(pairs) == 2 else (None, None)
+    return MLPWeights(W_in, W_out, W_gate, b_in, b_gate, b_out)
 
 
 def linear(module: Any) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
@@ -198,6 +214,17 @@ def _quarters(packed: Float[Tensor, "*row packed"], size: Heads) -> Unpacked:
     quarters = packed.view(*packed.shape[:-1], 4, 3, size.queries // 4, size.width)
     query, value, key = (quarters[..., i, :, :].flatten(-3, -2) for i in range(3))
     return query, key, value
+
+
+def _split(
+    made: list[Float[Tensor, "*row made"]], paths: list[str], size: Heads, model_type: str
+) -> Unpacked:
+    """Queries, keys and values, ``[..., head, width]``, of three layers or of one."""
+    if len(made) == 3:
+        query, key, value = (_per_head(x, size) for x in made)
+        return query, key, value
+    packing = OTHERWISE.get(model_type, FUSED[paths[0].rpartition(".")[2]])
+    return _UNPACK[packing](made[0], size)
 
 
 _UNPACK: dict[Packing, Callable[[Tensor, Heads], Unpacked]] = {
