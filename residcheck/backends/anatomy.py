@@ -91,6 +91,23 @@ def dissect(model: Any) -> Blocks:
         "resid_post": Part("", "output"),
     }
     scale = float(getattr(block, "residual_multiplier", 1.0))
+    names = _sublayers(block, config)
+    attention, mlp = names["attention"], names["mlp"]
+    post_norms = _post_norms(block)
+    parts["attn_out"] = Part(post_norms[0] or _writer(block, attention), "output", scale)
+    parts["mlp_out"] = Part(post_norms[1] or _writer(block, mlp), "output", scale)
+    missing: dict[Site, str] = {}
+    _find_norms(block, parallel, mlp, post_norms, parts, missing)
+    _find_pre_activation(block, mlp, parts, missing)
+    _find_what_writers_read(block, names, parts, missing)
+    _check_every_block(config.model_type, blocks, parts, missing)
+    sites: tuple[Site, Site] = ("attn_out", "mlp_out")
+    norms = {site: name for site, name in zip(sites, post_norms, strict=True) if name}
+    anatomy = _anatomy(config, blocks, names, parts, parallel, missing)
+    return Blocks(path, blocks, parts, anatomy, names, norms)
+
+
+def _sublayers(block: nn.Module, config: Any) -> dict[Sublayer, str]:
     attention, mlp = _child(block, ATTENTION), _child(block, MLP)
     if attention is None or mlp is None:
         there = ", ".join(name for name, _ in block.named_children())
@@ -98,19 +115,7 @@ def dissect(model: Any) -> Blocks:
             f"a block of {config.model_type} has no attention and MLP sublayer (it has: {there})",
             "attention-only, state-space and other block types are not measured",
         )
-    post_norms = _post_norms(block)
-    parts["attn_out"] = Part(post_norms[0] or _writer(block, attention), "output", scale)
-    parts["mlp_out"] = Part(post_norms[1] or _writer(block, mlp), "output", scale)
-    missing: dict[Site, str] = {}
-    _find_norms(block, parallel, mlp, post_norms, parts, missing)
-    _find_pre_activation(block, mlp, parts, missing)
-    names: dict[Sublayer, str] = {"attention": attention, "mlp": mlp}
-    _find_what_writers_read(block, names, parts, missing)
-    _check_every_block(config.model_type, blocks, parts, missing)
-    sites: tuple[Site, Site] = ("attn_out", "mlp_out")
-    norms = {site: name for site, name in zip(sites, post_norms, strict=True) if name}
-    anatomy = _anatomy(config, blocks, names, parts, parallel, missing)
-    return Blocks(path, blocks, parts, anatomy, names, norms)
+    return {"attention": attention, "mlp": mlp}
 
 
 def _block_list(model: Any, config: Any) -> tuple[str, nn.ModuleList]:
