@@ -105,8 +105,7 @@ def _of_attention(
     columns: Columns = {"ov_frobenius": ov_frobenius(attention)}
     if "ov_eigenvalues" in wanted:
         columns["ov_eigenvalues"] = ov_eigenvalue_sign(attention)
-    if attention.b_O is not None:
-        columns["b_O_norm"] = frobenius(attention.b_O)
+    columns["b_O_norm"] = 0.0 if attention.b_O is None else frobenius(attention.b_O)
     if "ov_random_norm" in wanted:
         columns["ov_random_norm"] = _written_on_gaussian(backend, layer, weights)
     return columns
@@ -120,10 +119,8 @@ def _of_mlp(weights: LayerWeights) -> Columns:
         "W_in_W_out_frobenius": w_in_w_out_frobenius(mlp),
         "neuron_cosine": neuron_cosine(mlp),
     }
-    if mlp.b_in is not None:
-        columns["b_in_W_out_norm"] = frobenius(mlp.b_in @ mlp.W_out)
-    if mlp.b_out is not None:
-        columns["b_out_norm"] = frobenius(mlp.b_out)
+    columns["b_in_W_out_norm"] = 0.0 if mlp.b_in is None else frobenius(mlp.b_in @ mlp.W_out)
+    columns["b_out_norm"] = 0.0 if mlp.b_out is None else frobenius(mlp.b_out)
     return columns
 
 
