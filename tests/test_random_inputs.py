@@ -21,6 +21,7 @@ from residcheck.curves import Run
 from residcheck.measure import measure
 from residcheck.models import ModelSpec
 from residcheck.tolerances import tolerance
+from residcheck.weights.gaussian import squared_ratios
 
 both_backends = pytest.mark.parametrize("backend", ["transformer_lens", "transformers"])
 FLOAT32 = tolerance("float32")
@@ -214,3 +215,42 @@ def test_a_mixture_of_experts_has_norms_and_no_rates(backend: str, tiny: Tiny) -
     assert set(run.curves) == {NORM}
     for name in RATES:
         assert "mixture of experts" in run.model.missing[name]
+
+
+def sphere_mean(w: Any) -> float:
+    """Mean of |xw|^2 over x = sqrt(d) e, e an orthonormal basis of the vectors of mean 0:
+    as that of the uniform distribution on their sphere, whose second moments are alike."""
+    d = len(w)
+    basis = np.linalg.svd(np.ones((1, d)))[2][1:]
+    return float(np.mean(np.sum((np.sqrt(d) * basis @ w) ** 2, axis=1)))
+
+
+KINDS = ("Gaussian", "normalised")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_squared_ratios_are_the_draws_over_their_expectation(kind: str) -> None:
+    """Draw by draw with numpy."""
+    w = 2 + torch.randn(40, 30, generator=drawn(5)).double()
+    found = squared_ratios(w, 50)[KINDS.index(kind)].numpy()
+    x, table = torch.randn(50, 40, generator=drawn(1)).double().numpy(), w.numpy()
+    expected = np.sum(table**2)
+    if kind == "normalised":
+        x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+        expected = sphere_mean(table)
+    assert found == pytest.approx(np.sum((x @ table) ** 2, axis=1) / expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+@pytest.mark.parametrize("shape", [(64, 200), (64, 16), (200, 64)], ids=str)
+def test_squared_ratios_have_mean_one(shape: tuple[int, int], constant: float, kind: str) -> None:
+    """With a constant added, vectors of mean zero see next to nothing of the norm: without
+    that in the expectation the mean would be near 0.1."""
+    w = constant + torch.randn(shape, generator=drawn(6))
+    ratios = squared_ratios(w, 2000)[KINDS.index(kind)].numpy()
+    error = ratios.std(ddof=1) / np.sqrt(len(ratios))
+    assert abs(ratios.mean() - 1) < 4 * error
+    if constant:
+        table = w.double().numpy()
+        assert sphere_mean(table) < 0.12 * np.sum(table**2)

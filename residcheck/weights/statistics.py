@@ -85,7 +85,10 @@ def folded_statistics(
     curves = table.curves()
     if "virtual_weights" in wanted and not anatomy.missing_weights:
         scores = virtual_weights(
-            lambda layer: canonical(backend, layer), anatomy.n_layers, anatomy.parallel
+            lambda layer: canonical(backend, layer),
+            anatomy.n_layers,
+            anatomy.parallel,
+            centred=anatomy.norm == "LayerNorm",
         )
         curves["virtual_weights"] = as_curve("virtual_weights", torch.from_numpy(scores))
     return curves

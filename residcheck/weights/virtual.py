@@ -34,13 +34,18 @@ def reading(weights: LayerWeights) -> list[Float[Tensor, "d_model target"]]:
 
 
 def virtual_weights(
-    layer_weights: Callable[[int], LayerWeights], n_layers: int, parallel: bool
+    layer_weights: Callable[[int], LayerWeights],
+    n_layers: int,
+    parallel: bool,
+    *,
+    centred: bool = False,
 ) -> Floats:
     """Composition of every write with every later read: ``[2 * layers, 2 * layers]``.
 
     ``|W_write W_read|_F`` over what matrices of the same sizes and random directions give,
     ``|W_write|_F |W_read|_F / sqrt(d_model)``: 1 is no connection beyond chance (Elhage et
     al. 2021 on composition, with chance divided out). NaN where the read is not later.
+    ``centred`` weights, of mean zero over d_model, share a space of one dimension less.
 
     Only a block of the readers' Gram matrices is held, of the size of one layer's weights;
     the writers' are made again for every block.
@@ -51,7 +56,7 @@ def virtual_weights(
         for write, gram in _grams(writing, layer_weights, layers, transpose=True):
             for read, reader in block.items():
                 if _later(read, write, parallel):
-                    scores[write, read] = _composition(gram, reader)
+                    scores[write, read] = _composition(gram, reader, centred)
     return scores
 
 
@@ -112,8 +117,9 @@ def _grams(
             yield 2 * layer + sublayer, Gram.of(product)
 
 
-def _composition(writer: Gram, reader: Gram) -> float:
+def _composition(writer: Gram, reader: Gram, centred: bool) -> float:
     """Of Gram matrices: tr(W R) is |A B|^2, and the traces are the norms squared."""
     product = float(torch.dot(writer.triangle, reader.triangle))
     alone = writer.trace * reader.trace
-    return (max(product, 0.0) / alone * writer.d_model) ** 0.5 if alone > 0 else float("nan")
+    shared = writer.d_model - centred
+    return (max(product, 0.0) / alone * shared) ** 0.5 if alone > 0 else float("nan")
