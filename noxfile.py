@@ -57,7 +57,12 @@ def verify(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Benchmarks: paired ratios against a plain forward pass."""
+    """Benchmarks: ratios against a plain forward pass, and against TransformerLens."""
     install(session)
-    files = ["tests/benchmarks/bench_pass.py", "--override-ini", "python_functions=bench_*"]
-    session.run("pytest", *files, "--benchmark-only", *session.posargs)
+    options = [
+        "--override-ini",
+        "python_files=bench_*",
+        "--override-ini",
+        "python_functions=bench_*",
+    ]
+    session.run("pytest", "tests/benchmarks", *options, "--benchmark-only", "-s", *session.posargs)

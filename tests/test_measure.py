@@ -29,6 +29,7 @@ from residcheck.measure import (
 )
 from residcheck.measure.recorder import Recorder
 from residcheck.models import ModelSpec
+from residcheck.names import PROBES
 from residcheck.tolerances import Tolerance, tolerance
 
 BACKENDS = ("transformer_lens", "transformers")
@@ -44,7 +45,8 @@ def spec_of(folder: Path, backend: str = "transformers", **options: str) -> Mode
 
 
 def measured(folder: Path, backend: str = "transformers", **options: Any) -> Run:
-    options = {"prompts": PROMPTS, "max_tokens": MAX_TOKENS} | options
+    defaults = {"prompts": PROMPTS, "max_tokens": MAX_TOKENS, "names": (*QUANTITIES, *PROBES)}
+    options = defaults | options
     return measure(spec_of(folder, backend, **options.pop("spec", {})), **options)
 
 
@@ -57,7 +59,7 @@ LENGTHS = [len(ids_of(text)) for text in TEXTS]
 
 def assert_matches(run: Run, prompt: int, expected: dict[str, Any], bounds: Tolerance) -> None:
     """Curves of one prompt: norms relative to their size, the others as they are."""
-    assert {n for n, c in run.curves.items() if c.per_token} == set(expected)
+    assert run.curves.keys() & QUANTITIES.keys() == set(expected)
     for name, right in expected.items():
         found = run[name].values[prompt, : len(right)]
         scale = right if run[name].unit == "norm" else 1.0

@@ -8,7 +8,7 @@ from tiny import LAYERS, Tiny
 from torch import Tensor
 
 from residcheck.backends import Backend, Site, open_backend
-from residcheck.measure.gate import logit_distance
+from residcheck.logits import logit_distance
 from residcheck.models import ModelSpec, load
 from residcheck.tolerances import tolerance
 

@@ -13,11 +13,12 @@ from tiny import LAYERS, Tiny, new_model
 from torch import Tensor
 
 from residcheck.errors import UnsupportedModelError
-from residcheck.measure.gate import logit_distance
+from residcheck.logits import logit_distance
 from residcheck.models import BUILTIN, LoadedModel, ModelSpec, load
+from residcheck.seeds import random_rotation
 from residcheck.tolerances import tolerance
 from residcheck.weights.canonical_model import CanonicalModel, Normalise, canonicalise
-from residcheck.weights.rotate import random_rotation, rotate, rotation_shift
+from residcheck.weights.rotate import rotate, rotation_shift
 
 FLOAT32, FLOAT64 = tolerance("float32"), tolerance("float64")
 FAMILIES = (

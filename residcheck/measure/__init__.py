@@ -18,8 +18,8 @@ from residcheck.measure.arguments import checked
 from residcheck.measure.opening import Session as Session
 from residcheck.measure.opening import open_session as open_session
 from residcheck.measure.probes import centring_probe, padding_probe
+from residcheck.measure.provenance import absent, model_info
 from residcheck.measure.provenance import environment as environment
-from residcheck.measure.provenance import missing, model_info
 from residcheck.measure.random_inputs import mlp_experiments
 from residcheck.measure.recording import Recording
 from residcheck.measure.tokens import batches
@@ -71,7 +71,7 @@ def describe(spec: ModelSpec, progress: Progress = silent) -> ModelInfo:
     """What a model is built like and which quantities it lacks; it is loaded, not run."""
     loaded = load(spec, progress)
     backend = open_backend(loaded)
-    return model_info(loaded, backend)
+    return model_info(loaded, backend, absent(backend))
 
 
 def run_session(
@@ -107,8 +107,7 @@ def run_session(
 def _run_experiments(session: Session, names: list[str], progress: Progress) -> dict[str, Curve]:
     """All that is not taken in the pass: probes, statistics of weights, random inputs."""
     backend, device = session.backend, session.loaded.spec.device
-    absent = missing(backend)
-    wanted = [name for name in names if name not in absent]
+    wanted = [name for name in names if name not in session.missing]
     curves = {name: curve for name, curve in session.stored.items() if name in wanted}
     if {"bos_spread", "padding_spread"} & set(wanted):
         curves |= padding_probe(backend, session.encoded, device)

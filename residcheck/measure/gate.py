@@ -29,6 +29,7 @@ from residcheck.errors import (
     UnsupportedModelError,
     first_line,
 )
+from residcheck.logits import logit_distance
 from residcheck.measure.blocks import Reaction
 from residcheck.measure.identities import HINT, OVERFLOW_HINT, Identities, distance
 from residcheck.tolerances import Tolerance
@@ -93,15 +94,6 @@ def _check_logits(
             f"their spread (tolerance {tolerance.logits:.0e})",
             HINT,
         )
-
-
-def logit_distance(a: Float[Tensor, "*shape vocab"], b: Float[Tensor, "*shape vocab"]) -> float:
-    """Root-mean-square difference of log-probabilities over the spread of ``b``'s.
-
-    Log-probabilities, since folding and centring may shift all logits of a position.
-    """
-    a, b = torch.log_softmax(a.double(), -1), torch.log_softmax(b.double(), -1)
-    return float((a - b).square().mean().sqrt() / b.std(dim=-1).mean())
 
 
 def _check_causal(

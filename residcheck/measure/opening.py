@@ -13,17 +13,21 @@ from torch import Tensor
 from residcheck.backends import Affine, Backend, Site, open_backend
 from residcheck.corpus import Prompts
 from residcheck.curves import Curve
-from residcheck.errors import LoadError, first_line
+from residcheck.errors import LoadError, UnsupportedModelError, first_line
 from residcheck.measure import gate
 from residcheck.measure.probes import rotation_probe
+from residcheck.measure.provenance import absent
 from residcheck.measure.tokens import Encoded, encode
 from residcheck.models import LoadedModel, ModelSpec, load
 from residcheck.models.quiet import quiet_libraries
+from residcheck.names import STATISTICS, Part
 from residcheck.progress import Progress, silent
 from residcheck.tolerances import tolerance
+from residcheck.weights import gate as weights_gate
 from residcheck.weights.statistics import raw_statistics
 
 _GATE_TOKENS = 16
+_WEIGHTS: tuple[Part, ...] = ("attention", "mlp")
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Session:
     """A model that passed the gate, with its prompts: ready to be measured.
 
     ``stored`` are the curves of the weights as they are stored, taken before a library
-    could process them.
+    could process them; ``unstored`` maps those that could not be taken to the reason.
     """
 
     loaded: LoadedModel
@@ -39,6 +43,12 @@ class Session:
     encoded: Encoded
     gate_tokens: Int[Tensor, "batch pos"]
     stored: dict[str, Curve] = field(default_factory=dict)
+    unstored: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Every curve that this model cannot have, and why."""
+        return absent(self.backend) | self.unstored
 
     @cached_property
     def affines(self) -> dict[tuple[int, Site], Affine]:
@@ -60,35 +70,44 @@ def open_session(
     progress: Progress = silent,
     names: Iterable[str] = (),
 ) -> Session:
-    """Load a model, encode the prompts, and take the model through the identity gate.
+    """Load a model, encode the prompts, and take the model through the gates.
 
     Args:
-        names: curves that will be wanted; some are of the weights as they are stored.
+        names: curves that will be wanted; some are of the weights as they are stored, and
+            those of weights need the weights gate beside the identity gate.
     """
+    wanted = list(names)
     loaded = load(spec, progress)
     config = loaded.model.config.get_text_config()
     encoded = encode(prompts, loaded.tokenizer, config, max_tokens)
     tokens = _gate_tokens(encoded).to(spec.device)
     reference = _plain_logits(loaded, tokens)
     progress(f"reading the weights of {loaded.id}", 0, None)
-    stored = _of_stored_weights(loaded, tokens, list(names))
+    stored, unstored = _of_stored_weights(loaded, tokens, wanted)
     progress(f"checking the hooks of {loaded.id}", 0, None)
     backend = open_backend(loaded)
     gate.check(backend, tokens, reference, tolerance(spec.dtype))
-    return Session(loaded, backend, encoded, tokens, stored)
+    if any(set(_WEIGHTS) & set(STATISTICS[name].parts) for name in wanted if name in STATISTICS):
+        progress(f"checking the weights of {loaded.id}", 0, None)
+        weights_gate.check(backend, tokens, tolerance(spec.dtype))
+    return Session(loaded, backend, encoded, tokens, stored, unstored)
 
 
 def _of_stored_weights(
     loaded: LoadedModel, tokens: Int[Tensor, "batch pos"], names: list[str]
-) -> dict[str, Curve]:
+) -> tuple[dict[str, Curve], dict[str, str]]:
     from residcheck.backends.plain import PlainBackend
 
     curves: dict[str, Curve] = {}
+    reasons: dict[str, str] = {}
     if any(name.endswith("_raw") for name in names):
         curves |= raw_statistics(PlainBackend(loaded), names)
     if "rotation_logit_shift" in names:
-        curves |= rotation_probe(loaded, tokens)
-    return curves
+        try:
+            curves |= rotation_probe(loaded, tokens)
+        except UnsupportedModelError as error:
+            reasons["rotation_logit_shift"] = error.message
+    return curves, reasons
 
 
 @torch.inference_mode()

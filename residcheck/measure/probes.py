@@ -9,7 +9,7 @@ from torch import Tensor
 
 from residcheck.backends import Backend, Site, Tap, Taps
 from residcheck.curves import Curve
-from residcheck.measure.gate import logit_distance
+from residcheck.logits import logit_distance
 from residcheck.measure.tokens import Encoded, pad
 from residcheck.models import LoadedModel
 from residcheck.seeds import SEEDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -15,7 +16,8 @@ from residcheck.names import QUANTITIES, STATISTICS, Part
 from residcheck.weights.canonical import canonical
 
 
-def model_info(loaded: LoadedModel, backend: Backend) -> ModelInfo:
+def model_info(loaded: LoadedModel, backend: Backend, missing: Mapping[str, str]) -> ModelInfo:
+    """``missing`` is what :func:`absent` found, and what the measurement could not do."""
     anatomy = backend.anatomy
     return ModelInfo(
         id=loaded.id,
@@ -35,11 +37,11 @@ def model_info(loaded: LoadedModel, backend: Backend) -> ModelInfo:
         backend=backend.name,
         processing=loaded.spec.processing,
         attention=str(getattr(loaded.model.config, "_attn_implementation", "")),
-        missing=missing(backend),
+        missing=missing,
     )
 
 
-def missing(backend: Backend) -> dict[str, str]:
+def absent(backend: Backend) -> dict[str, str]:
     """Every curve that this architecture or library has not, and why."""
     anatomy = backend.anatomy
     found = {
@@ -54,20 +56,28 @@ def missing(backend: Backend) -> dict[str, str]:
         reasons = (_lacks(anatomy, part) for part in statistic.parts)
         if reason := next(filter(None, reasons), ""):
             found[name] = reason
-    return found | _without_biases(backend)
+    return _without_biases(backend) | found
 
 
 def _without_biases(backend: Backend) -> dict[str, str]:
-    """Which biases a model has not, once those of its norms and values are folded in."""
-    weights = canonical(backend, 0)
-    found = {}
-    if weights.attention is not None and weights.attention.b_O is None:
-        found["b_O_norm"] = "attention adds no bias"
-    if weights.mlp is not None and weights.mlp.b_in is None:
-        found["b_in_W_out_norm"] = "the MLP's hidden neurons have no bias"
-    if weights.mlp is not None and weights.mlp.b_out is None:
-        found["b_out_norm"] = "the MLP adds no bias"
-    return found
+    """Which biases no layer has, once those of its norms and values are folded in."""
+    reasons = {
+        "b_O_norm": "attention adds no bias",
+        "b_in_W_out_norm": "the MLP's hidden neurons have no bias",
+        "b_out_norm": "the MLP adds no bias",
+    }
+    for layer in range(backend.anatomy.n_layers):
+        weights = canonical(backend, layer)
+        attention, mlp = weights.attention, weights.mlp
+        biases = {
+            "b_O_norm": attention and attention.b_O,
+            "b_in_W_out_norm": mlp and mlp.b_in,
+            "b_out_norm": mlp and mlp.b_out,
+        }
+        reasons = {name: why for name, why in reasons.items() if biases[name] is None}
+        if not reasons:
+            break
+    return reasons
 
 
 def _lacks(anatomy: Anatomy, part: Part) -> str:

@@ -12,11 +12,12 @@ from residcheck.backends import Tap, Taps
 from residcheck.curves import TOKEN_DIMS, Curve, Run
 from residcheck.errors import NonFiniteError
 from residcheck.measure.opening import Session
-from residcheck.measure.provenance import environment, missing, model_info
+from residcheck.measure.provenance import environment, model_info
 from residcheck.measure.recorder import Recorder, available
-from residcheck.measure.structure import StructureRecorder, random_rotation, surroundings
+from residcheck.measure.structure import StructureRecorder, surroundings
 from residcheck.measure.tokens import Batch
 from residcheck.names import QUANTITIES, STRUCTURE
+from residcheck.seeds import random_rotation
 
 
 class Recording:
@@ -28,11 +29,10 @@ class Recording:
         double = session.loaded.spec.dtype == "float64"
         self._dtype = torch.float64 if double else torch.float32
         self._names = available(wanted, anatomy)
-        absent = missing(session.backend)
-        self._structure = [n for n in wanted if n in STRUCTURE and n not in absent]
+        self._structure = [n for n in wanted if n in STRUCTURE and n not in session.missing]
         device = session.loaded.spec.device
         if self._structure:
-            self._rotation = random_rotation(anatomy.d_model, self._dtype, device)
+            self._rotation = random_rotation(anatomy.d_model).to(device, self._dtype)
             self._around = surroundings(session.backend)
         self._kept: dict[str, Any] = {}
         shape = (len(ids), max(map(len, ids)), anatomy.n_layers)
@@ -101,7 +101,7 @@ class Recording:
         }
         curves |= _structure_curves({name: array[done] for name, array in self._kept.items()})
         return Run(
-            model=model_info(session.loaded, session.backend),
+            model=model_info(session.loaded, session.backend, session.missing),
             environment=environment(session.loaded.spec.device),
             prompts=session.encoded.select(done).info(),
             curves=curves | experiments,

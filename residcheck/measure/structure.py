@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from residcheck.backends import Backend, PostNorm, Site, Tap, Taps
-from residcheck.seeds import generator
 from residcheck.weights.canonical import fold
 from residcheck.weights.gate import attention_reads
 
@@ -242,11 +241,3 @@ def kurtosis(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     x = x - x.mean(dim=-1, keepdim=True)
     square = x.square()
     return square.square().mean(dim=-1) / square.mean(dim=-1).square()
-
-
-def random_rotation(d_model: int, dtype: torch.dtype, device: str) -> Float[Tensor, "d d"]:
-    """A random orthogonal matrix, the same on every machine: QR of a seeded Gaussian."""
-    size = (d_model, d_model)
-    gaussian = torch.randn(size, generator=generator("rotation"), dtype=torch.float64)
-    rotation: Tensor = torch.linalg.qr(gaussian).Q
-    return rotation.to(dtype=dtype, device=device)

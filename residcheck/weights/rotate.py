@@ -10,8 +10,9 @@ from torch import Tensor
 
 from residcheck.backends.projections import linear
 from residcheck.errors import UnsupportedModelError
-from residcheck.measure.gate import logit_distance
+from residcheck.logits import logit_distance
 from residcheck.models import LoadedModel
+from residcheck.seeds import random_rotation
 from residcheck.tolerances import tolerance
 from residcheck.weights.canonical_model import CanonicalModel, canonicalise
 
@@ -21,7 +22,7 @@ _ROWS = 1 << 14  # of a table rotated at a time, so that no second table is held
 def rotation_shift(loaded: LoadedModel, tokens: Int[Tensor, "batch pos"], seed: int) -> float:
     """How far the outputs move when the whole stream is rotated at random.
 
-    The distance (:func:`~residcheck.measure.gate.logit_distance`) between the model and its
+    The distance (:func:`~residcheck.logits.logit_distance`) between the model and its
     canonical form with every matrix that reads or writes the stream rotated. Holds one copy of
     the model, of twice its precision, while it runs. To be called before TransformerLens takes
     over the modules.
@@ -58,16 +59,6 @@ def _wider(logits: Tensor) -> torch.dtype:
     if logits.dtype in (torch.float16, torch.bfloat16) or logits.device.type == "mps":
         return torch.float32
     return torch.float64
-
-
-def random_rotation(d_model: int, seed: int) -> Float[Tensor, "d_model d_model"]:
-    """A random orthogonal matrix, float64, uniform over all: QR of a Gaussian one with the
-    signs of R's diagonal moved into Q. The same for the same seed on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(d_model, d_model, generator=generator, dtype=torch.float64)
-    Q, R = torch.linalg.qr(gaussian)
-    rotation: Tensor = Q * R.diagonal().sign()
-    return rotation
 
 
 @torch.no_grad()

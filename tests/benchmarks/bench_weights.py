@@ -1,0 +1,67 @@
+"""What statistics of weights cost: OV norms by Gram matrices against TransformerLens.
+
+``FactoredMatrix.norm()`` runs a singular value decomposition of every head's factors. Both
+are timed in one run on the same weights. Run with: nox -s bench
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+
+from residcheck.backends import AttentionWeights, open_backend
+from residcheck.models import load, parse_spec
+from residcheck.weights.canonical import canonical
+from residcheck.weights.norms import ov_frobenius
+
+ROUNDS = 5
+
+
+def _smollm2() -> list[AttentionWeights]:
+    backend = open_backend(load(parse_spec("smollm2-135m,backend=transformers")))
+    blocks = (canonical(backend, n).attention for n in range(backend.anatomy.n_layers))
+    return [attention for attention in blocks if attention is not None]
+
+
+def _gpt2_xl_shape() -> list[AttentionWeights]:
+    """Four of its 48 layers, random: 25 heads of 64, d_model 1600."""
+
+    def draw() -> AttentionWeights:
+        reading = [torch.randn(25, 1600, 64) for _ in range(3)]
+        return AttentionWeights(*reading, torch.randn(25, 64, 1600))
+
+    return [draw() for _ in range(4)]
+
+
+@pytest.mark.parametrize("weights", [_smollm2, _gpt2_xl_shape], ids=["smollm2", "gpt2_xl_shape"])
+@torch.inference_mode()
+def bench_ov_norms_over_factored_matrix(
+    benchmark: Any, weights: Callable[[], list[AttentionWeights]]
+) -> None:
+    """``extra_info.ratio``: FactoredMatrix.norm() over ours; target 100."""
+    layers = weights()
+
+    def ours() -> list[Tensor]:
+        return [ov_frobenius(attention) for attention in layers]
+
+    def theirs() -> list[Tensor]:
+        return [
+            FactoredMatrix(a.W_V.repeat_interleave(a.queries_per_value, dim=0), a.W_O).norm()
+            for a in layers
+        ]
+
+    start = time.perf_counter()
+    expected = theirs()
+    slow = time.perf_counter() - start
+    found = benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=1)
+    for ov, norm in zip(found, expected, strict=True):
+        torch.testing.assert_close(ov.float(), norm.float(), rtol=1e-4, atol=0)
+    benchmark.extra_info["theirs"] = slow
+    benchmark.extra_info["ratio"] = slow / benchmark.stats.stats.min
+    print(f"\n{len(layers)} layers: {benchmark.stats.stats.min:.4f} s, {benchmark.extra_info}")
