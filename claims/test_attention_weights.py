@@ -116,7 +116,7 @@ def test_frobenius_expectation(run: Run) -> Finding:
 )
 def test_reading_writing(run: Run) -> Finding:
     """Log rates over all layers (Theil-Sen, intervals over layers), of folded weights:
-    those of writing weights above 0, those of reading weights at most half of the slowest
+    those of writing weights above 0, those of reading weights at most half of the mean
     of these, up or down. The weights as stored are reported beside them."""
 
     def logs(names: tuple[str, ...]) -> dict[str, np.ndarray]:

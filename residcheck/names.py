@@ -39,7 +39,7 @@ PROBES = (
     "rotation_logit_shift",
 )
 
-SAMPLED_AXES = ("prompt", "position", "draw", "neuron")
+SAMPLED_AXES = ("prompt", "draw", "neuron")
 """Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
 """The order of an axis named ``matrix``."""

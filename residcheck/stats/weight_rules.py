@@ -178,10 +178,10 @@ def reading_and_writing(
     """Do writing weights grow through the network while reading weights do not?
 
     Log rates over all layers, with intervals over layers. Writing: above 0. Reading: at
-    most half of the slowest writing rate, up or down. ``stored``: reported only.
+    most half of the mean writing rate, up or down. ``stored``: reported only.
     """
     grow = [_whole_rate(name, curve, Region(low=0.0)) for name, curve in writing.items()]
-    bound = HALF * max(min(e.value for e in grow), 0.0)
+    bound = HALF * max(float(np.mean([e.value for e in grow])), 0.0)
     constant = [_whole_rate(n, curve, Region(-bound, bound)) for n, curve in reading.items()]
     reported = [_whole_rate(f"{name} as stored", curve, None) for name, curve in stored.items()]
     return decide(*grow, *constant, *reported)
