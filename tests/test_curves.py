@@ -21,6 +21,7 @@ from residcheck.curves import (
     Run,
     load_run,
     save_run,
+    summary,
 )
 from residcheck.errors import ExitStatus, RunFileError
 
@@ -304,3 +305,24 @@ def test_a_run_is_replaced_by_another_without_a_trace(run: Run, saved: Path) -> 
 def test_a_folder_that_cannot_be_made_is_explained(run: Run, saved: Path) -> None:
     with pytest.raises(RunFileError, match="could not write"):
         save_run(run, saved / "below" / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "averaged"),
+    [
+        (("head", "layer"), (3, 4), ()),
+        (("draw", "matrix", "layer"), (5, 2, 4), (0,)),
+        (("prompt", "write", "layer"), (5, 9, 4), (0,)),
+        (("neuron", "layer"), (7, 4), (0,)),
+        (("position", "layer"), (3, 4), ()),
+    ],
+)
+def test_a_summary_averages_over_samples_and_keeps_the_other_axes(
+    dims: tuple[str, ...], shape: tuple[int, ...], averaged: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).normal(size=shape)
+    said = summary(Curve("x", dims, values, "ratio"))
+    assert np.asarray(said["values"]) == pytest.approx(values.mean(axis=averaged))
+    if "head" in dims:
+        assert said["mean"] == pytest.approx(values.mean(axis=0))
+    assert said.get("draws") == ([shape[0]] if averaged else None)

@@ -155,6 +155,14 @@ def test_writes_persist(
     assert decision.estimates[0].value == pytest.approx(kept)
 
 
+def test_pairs_begin_one_layer_after_a_writes_first_read() -> None:
+    """The median over all pairs of a write and a stream that a later layer could change."""
+    table = of_writes(np.linspace(0, 1, WRITES * LAYERS).reshape(WRITES, LAYERS))
+    pairs = [(w, n) for w in range(WRITES) for n in range(LAYERS) if n > first_read(w)]
+    right = np.median([table[0, w, n] for w, n in pairs])
+    assert writes_persist(table, []).estimates[0].value == pytest.approx(right)
+
+
 @pytest.mark.parametrize(
     ("score", "spread", "outcome"),
     [(1.3, 0.1, SUPPORTED), (0.8, 0.1, REFUTED), (1.0, 0.1, INCONCLUSIVE)],
