@@ -247,6 +247,8 @@ def test_intervals_over_layers_hold_the_rate_as_often_as_they_say(
     ("reading", "writing", "noise", "outcome"),
     [
         ((0.0, 0.02), (0.1, 0.08), 0.01, SUPPORTED),
+        ((0.0, 0.035), (0.1, 0.06), 0.001, SUPPORTED),  # half of their mean is 0.04
+        ((0.0, 0.045), (0.1, 0.06), 0.001, REFUTED),
         ((0.0, 0.07), (0.1, 0.08), 0.01, REFUTED),
         ((-0.07, 0.0), (0.1, 0.08), 0.01, REFUTED),
         ((0.0, 0.0), (0.1, -0.05), 0.01, REFUTED),
