@@ -5,10 +5,13 @@ Layer windows are inclusive and refer to ``resid_post``.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
+import numpy as np
+
 from residcheck.claim import Source
-from residcheck.curves import Run
+from residcheck.curves import Floats, Run
 from residcheck.stats import Phase, Shape, choose_phase
 
 NORM_GROWTH = Source(
@@ -85,12 +88,21 @@ def growth_phase(run: Run) -> tuple[Phase, slice]:
     A published window is judged on all prompts. Otherwise the even prompts choose the
     window and the odd ones are left for testing.
     """
-    return _phase_of(run, "resid_post_norm", facts_about(run).window)
+    return _phase_of(run["resid_post_norm"].prompt_log, facts_about(run).window)
 
 
 def activation_phase(run: Run) -> tuple[Phase, slice]:
     """The same for the activation rate, which has a window of its own."""
-    return _phase_of(run, "activation_rate", facts_about(run).activation_window)
+    return _phase_of(activation_log(run), facts_about(run).activation_window)
+
+
+def activation_log(run: Run) -> Floats:
+    """Mean log activation rate per prompt; half a neuron stands for none at a token."""
+    rate = run["activation_rate"].ordinary
+    log_rate = np.log(np.maximum(rate, 0.5 / (run.model.d_mlp or 1)))  # NaN at padding stays
+    with warnings.catch_warnings():  # a prompt of one token has no ordinary position
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(log_rate, axis=1))
 
 
 def mlp_phase(run: Run) -> tuple[Phase, slice]:
@@ -102,7 +114,7 @@ def mlp_phase(run: Run) -> tuple[Phase, slice]:
     return phase.inside, unseen
 
 
-def _phase_of(run: Run, curve: str, window: tuple[int, int] | None) -> tuple[Phase, slice]:
+def _phase_of(prompt_log: Floats, window: tuple[int, int] | None) -> tuple[Phase, slice]:
     if window is not None:
         return Phase(*window, origin="published"), slice(None)
-    return choose_phase(run[curve].prompt_log[::2].mean(axis=0)), slice(1, None, 2)
+    return choose_phase(prompt_log[::2].mean(axis=0)), slice(1, None, 2)

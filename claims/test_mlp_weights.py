@@ -15,7 +15,14 @@ from residcheck.stats import (
 )
 from residcheck.verdict import Figure, Finding
 
-from .published import NORM_GROWTH, activation_phase, facts_about, growth_phase, mlp_phase
+from .published import (
+    NORM_GROWTH,
+    activation_log,
+    activation_phase,
+    facts_about,
+    growth_phase,
+    mlp_phase,
+)
 
 MLP_NORMS = {
     "W_in": "W_in_frobenius",
@@ -59,7 +66,7 @@ def test_activation_rate(run: Run) -> Finding:
     exponential beat linear, square-root and power-law growth, on prompts that did not
     choose the window. In a gated MLP the pre-activation is the gate's."""
     phase, unseen = activation_phase(run)
-    decision = exponential_phase(run["activation_rate"].prompt_log[unseen], phase)
+    decision = exponential_phase(activation_log(run)[unseen], phase)
     note = f"{phase}{_gate(run)}"
     return Finding(decision.with_note(note), Figure(("activation_rate",), phase=phase))
 
@@ -80,7 +87,7 @@ def test_activation_rate_random(run: Run) -> Finding:
     phase, unseen = activation_phase(run)
     draws = _log(run, "activation_rate_random")
     factor = facts_about(run).activation_random_factor
-    real = run["activation_rate"].prompt_log[unseen]
+    real = activation_log(run)[unseen]
     decision = random_activation(draws, real, phase, factor)
     figure = Figure(("activation_rate_random", "activation_rate"), log=False, phase=phase)
     return Finding(decision.with_note(f"{phase}{_gate(run)}"), figure)
@@ -102,7 +109,7 @@ def test_activation_rate_resampled(run: Run) -> Finding:
     resampled one by one are drawn beside them and decide nothing."""
     phase, unseen = activation_phase(run)
     resampled, gaussian = (_log(run, f"activation_rate_{kind}") for kind in ("resampled", "random"))
-    real = run["activation_rate"].prompt_log[unseen]
+    real = activation_log(run)[unseen]
     decision = resampled_like_real(resampled, gaussian, real, phase)
     curves = ("activation_rate", "activation_rate_resampled", "activation_rate_random")
     figure = Figure((*curves, "activation_rate_shuffled"), log=False, phase=phase)

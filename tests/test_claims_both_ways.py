@@ -219,7 +219,7 @@ def apart() -> Maker:
         matrix.copy_(onto(embedding) @ matrix)
     maker.tokens.copy_(maker.tokens @ onto(embedding))
     pairs(maker.blocks[-1].mlp, embedding)
-    return maker.sized(grows, lambda n: 0.3 if n == LAYERS - 1 else grows(n))
+    return maker.sized(grows, lambda n: (30.0 if n == LAYERS - 1 else 1.0) * grows(n))
 
 
 def pairs(mlp: Any, rows: Tensor) -> None:

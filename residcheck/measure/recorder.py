@@ -6,7 +6,7 @@ input and middle is held, which the pass itself still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,6 @@ from torch import Tensor
 
 from residcheck.backends import Affine, Anatomy, Backend, Site, Tap, Taps
 from residcheck.names import QUANTITIES
-
-# Reductions of fewer elements take less than a millisecond; sharing them out among the
-# cores of a busy machine takes longer than doing them.
-_WORTH_SHARING = 1 << 22
 
 
 def available(names: Iterable[str], anatomy: Anatomy) -> list[str]:
@@ -57,28 +53,12 @@ class Recorder:
         streams: tuple[Site, ...] = ("resid_pre", "resid_mid")
         sites |= {site for site in streams if self._anatomy.has(site)}
         return {
-            (layer, site): self._tap(layer, site)
+            (layer, site): self._reduction(layer, site)
             for layer in range(self._anatomy.n_layers)
             for site in sorted(sites)
         }
 
-    def _tap(self, layer: int, site: Site) -> Tap:
-        reduce = self._reduction(layer, site)
-
-        def tap(x: Tensor) -> None:
-            if x.is_cuda or x.numel() > _WORTH_SHARING:
-                reduce(x)
-                return
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                reduce(x)
-            finally:
-                torch.set_num_threads(threads)
-
-        return tap
-
-    def _reduction(self, layer: int, site: Site) -> Callable[[Tensor], None]:
+    def _reduction(self, layer: int, site: Site) -> Tap:
         if site in ("resid_pre", "resid_mid", "resid_post"):
             return lambda x: self._on_stream(layer, site, x)
         if site in ("attn_out", "mlp_out"):

@@ -31,7 +31,7 @@ class Region:
             return f"at most {self.high:.4g}"
         if not isfinite(self.high):
             return f"at least {self.low:.4g}"
-        return f"{self.low:.4g} to {self.high:.4g}"
+        return f"{self.low + 0.0:.4g} to {self.high:.4g}"
 
 
 EVERY_TOKEN = "every token"

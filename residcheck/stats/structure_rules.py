@@ -17,6 +17,10 @@ from residcheck.stats.rules import HALF, RATE_MARGIN
 HEAVY = 2.0
 # "Far narrower": by an order of magnitude.
 FAR = 10.0
+# Writing against a thousandth of the stream is a trace of rounding or chance.
+TRACE = 1e-3
+# A connection: one per cent beyond what random directions give.
+CONNECTED = 1.01
 
 
 def early_writes(phase: Phase) -> list[int]:
@@ -96,17 +100,17 @@ class Removers:
 
 
 def removers(kind: str, mean: Floats, error: Floats, n: int) -> Removers:
-    """Those whose output points against the stream it is added to, beyond sampling error.
+    """Those that take more than a thousandth of the stream away, beyond sampling error.
 
-    One-sided t tests over prompts, the false discovery rate held at 5 % (Benjamini and
-    Hochberg, ``scipy.stats.false_discovery_control``).
+    One-sided t tests over prompts against that size, the false discovery rate held at 5 %
+    (Benjamini and Hochberg, ``scipy.stats.false_discovery_control``).
 
     Args:
         mean: projection on the stream as a share of it, ``[index, layer]``.
         error: its standard error over ``n`` prompts.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = stats.t.cdf(mean / error, n - 1)
+        p = stats.t.cdf((mean + TRACE) / error, n - 1)
     p = np.where(np.isfinite(p), p, 1.0)
     sure = stats.false_discovery_control(p.ravel()).reshape(p.shape) < 1 - LEVEL
     order = np.argsort(mean, axis=None)
@@ -143,7 +147,7 @@ def connected_beyond_chance(scores: Floats) -> Decision:
     """
     rows = np.nanmean(scores[:-2], axis=1)  # the last layer's writes have few readers or none
     above = over_prompts(
-        "composition over chance", rows, None, Region(low=1.0), population="other writes"
+        "composition over chance", rows, None, Region(low=CONNECTED), population="other writes"
     )
     write, read = np.nonzero(np.isfinite(scores))
     distance = read // 2 - write // 2
