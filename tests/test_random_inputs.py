@@ -25,7 +25,7 @@ from residcheck.weights.gaussian import squared_ratios
 
 both_backends = pytest.mark.parametrize("backend", ["transformer_lens", "transformers"])
 FLOAT32 = tolerance("float32")
-DRAWS, D, MAX_TOKENS = 512, 48, 24
+DRAWS, D, MAX_TOKENS = 256, 48, 24
 TEXTS = ("a", "One.", *shipped().texts[10:14], "A few words more.")
 NORM = "mlp_random_norm"
 RATES = tuple(f"activation_rate_{kind}" for kind in ("random", "resampled", "shuffled"))

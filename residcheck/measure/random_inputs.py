@@ -19,14 +19,12 @@ from residcheck.backends import Affine, Anatomy, Backend, Site, Tap
 from residcheck.curves import Curve
 from residcheck.measure.tokens import Encoded, pad
 from residcheck.names import RANDOM_INPUTS
-from residcheck.seeds import generator
+from residcheck.seeds import DRAWS, generator
 from residcheck.weights.gaussian import normalized
 
-DRAWS = 512
-"""Enough that the mean of a rate or norm is known to a percent or so."""
 _ROW = 64
 _FIRST_POSITIONS = 6
-_PROMPTS = 64
+_PROMPTS = 32
 _OF_MLPS = (
     "mlp_random_norm",
     "activation_rate_random",

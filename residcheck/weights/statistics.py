@@ -12,7 +12,7 @@ from torch import Tensor
 from residcheck.backends import Backend, LayerWeights
 from residcheck.curves import Curve
 from residcheck.names import MATRICES, RANDOM_INPUTS, STATISTICS, WEIGHTS
-from residcheck.seeds import generator
+from residcheck.seeds import DRAWS, generator
 from residcheck.weights.canonical import canonical
 from residcheck.weights.gaussian import (
     attention_on_gaussian,
@@ -28,9 +28,6 @@ from residcheck.weights.norms import (
     w_in_w_out_frobenius,
 )
 from residcheck.weights.virtual import virtual_weights
-
-DRAWS = 256
-"""Draws of Gaussian vectors per matrix; the standard error is in the run, as the draws are."""
 
 Columns = dict[str, Tensor | float]
 
@@ -149,7 +146,7 @@ def _written_on_gaussian(backend: Backend, layer: int, weights: LayerWeights) ->
     """
     attention, anatomy = weights.attention, backend.anatomy
     assert attention is not None
-    x = torch.randn(2 * DRAWS, anatomy.d_model, generator=generator("gaussian"))
+    x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian"))
     centre = anatomy.norm == "LayerNorm"
     written = attention_on_gaussian(attention, normalized(x.to(attention.W_O), centre=centre))
     post_norm = backend.post_norm(layer, "attn_out")
