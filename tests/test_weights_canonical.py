@@ -15,11 +15,13 @@ from residcheck.backends import (
     Backend,
     LayerWeights,
     MLPWeights,
+    Site,
+    Tap,
     open_backend,
 )
 from residcheck.models import BUILTIN, ModelSpec, load
 from residcheck.tolerances import tolerance
-from residcheck.weights.canonical import canonical, fold
+from residcheck.weights.canonical import as_written, canonical, fold
 
 FLOAT32, FLOAT64 = tolerance("float32"), tolerance("float64")
 D, H, KV, W, F = 12, 4, 2, 5, 20
@@ -215,3 +217,32 @@ def test_behind_a_post_norm_what_is_written_stays_and_the_gain_is_beside_it(tiny
         assert norm is not None
         assert torch.equal(folded.W_out, raw.W_out)
         assert not norm.is_identity
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_what_a_post_norm_lets_through_has_the_direction_of_the_written_weights(
+    way: dict[str, str], tiny: Tiny
+) -> None:
+    """A prompt of one token: what attention adds is its normalised input through W_V, W_O and
+    the gain, divided by one number; for ordinary weights that number would be 1."""
+    backend = opened(str(tiny("gemma3")), way)
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def see(layer: int, site: Site) -> Tap:
+        def tap(x: Tensor) -> None:
+            seen[layer, site] = x[0, 0].double()
+
+        return tap
+
+    sites: tuple[Site, ...] = ("resid_pre", "attn_out")
+    tokens = torch.tensor([[7]])
+    taps = {(n, site): see(n, site) for n in range(LAYERS) for site in sites}
+    backend.forward(tokens, torch.ones_like(tokens), taps, logits=False)
+    for layer in range(LAYERS):
+        attention = as_written(backend, layer, canonical(backend, layer)).attention
+        assert attention is not None
+        values = torch.einsum("d,hde->he", seen[layer, "resid_pre"], attention.W_V.double())
+        heads = values.repeat_interleave(attention.queries_per_value, dim=0)
+        written = torch.einsum("he,hed->d", heads, attention.W_O.double())
+        cosine = torch.cosine_similarity(written, seen[layer, "attn_out"], dim=0)
+        assert float(cosine) == pytest.approx(1, abs=1e-9)

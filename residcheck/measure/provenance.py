@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from residcheck.backends import Anatomy, Backend
+from residcheck.backends import Anatomy, Backend, Site
 from residcheck.curves import ModelInfo
 from residcheck.measure.random_inputs import mlp_reader
 from residcheck.models import LoadedModel
@@ -61,7 +61,7 @@ def absent(backend: Backend) -> dict[str, str]:
 
 def _without_biases(backend: Backend) -> dict[str, str]:
     """Which biases no layer has, once those of its norms and values are folded in."""
-    reasons = {
+    reasons: dict[str, str] = {
         "b_O_norm": "attention adds no bias",
         "b_in_W_out_norm": "the MLP's hidden neurons have no bias",
         "b_out_norm": "the MLP adds no bias",
@@ -77,6 +77,10 @@ def _without_biases(backend: Backend) -> dict[str, str]:
         reasons = {name: why for name, why in reasons.items() if biases[name] is None}
         if not reasons:
             break
+    written: tuple[tuple[str, Site], ...] = (("b_O_norm", "attn_out"), ("b_out_norm", "mlp_out"))
+    for name, site in written:
+        if backend.post_norm(0, site) is not None:
+            reasons[name] = "what is written is normalised before it is added, and its bias with it"
     return reasons
 
 

@@ -44,7 +44,8 @@ def canonical(backend: Backend, layer: int) -> LayerWeights:
     are: :meth:`Backend.post_norm` normalises what they make, so that their scale, and with it
     that of W_V @ W_O, is divided away again and means nothing from layer to layer; the size
     of what is added is that of the post-norm's gain. The gain acts after the division by the
-    norm and cannot be moved before it: it stays beside the weights.
+    norm and cannot be moved before it; statistics of what is written have it in
+    (:func:`as_written`).
 
     Canonical weights are canonical: from weights that a library has folded and centred, the
     same come out as from the raw ones.
@@ -64,6 +65,24 @@ def canonical(backend: Backend, layer: int) -> LayerWeights:
     if mlp is not None and backend.post_norm(layer, "mlp_out") is None:
         W, b = _added(mlp.W_out, mlp.b_out, anatomy.residual_scale)
         mlp = replace(mlp, W_out=W, b_out=b)
+    return LayerWeights(attention, mlp)
+
+
+def as_written(backend: Backend, layer: int, weights: LayerWeights) -> LayerWeights:
+    """Canonical weights with W_O and W_out as they reach the stream: through the gain of the
+    norm after them, where there is one.
+
+    That norm divides by one number per token, as the norm before the sublayer does; the
+    directions and relative sizes of what is written are those of ``W_O * gain``.
+    """
+    attention, mlp = weights.attention, weights.mlp
+    after_attention = backend.post_norm(layer, "attn_out")
+    after_mlp = backend.post_norm(layer, "mlp_out")
+    if attention is not None and after_attention is not None:
+        gain = after_attention.gain.to(attention.W_O)
+        attention = replace(attention, W_O=attention.W_O * gain)
+    if mlp is not None and after_mlp is not None:
+        mlp = replace(mlp, W_out=mlp.W_out * after_mlp.gain.to(mlp.W_out))
     return LayerWeights(attention, mlp)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residcheck.backends import Backend, LayerWeights
+from residcheck.backends import AttentionWeights, Backend, LayerWeights
 from residcheck.curves import Curve
 from residcheck.names import MATRICES, RANDOM_INPUTS, STATISTICS, WEIGHTS
 from residcheck.seeds import DRAWS, generator
-from residcheck.weights.canonical import canonical
+from residcheck.weights.canonical import as_written, canonical
 from residcheck.weights.gaussian import (
     attention_on_gaussian,
     matrix,
@@ -68,21 +68,25 @@ def raw_statistics(backend: Backend, names: Iterable[str]) -> dict[str, Curve]:
 def folded_statistics(
     backend: Backend, names: Iterable[str], progress: Callable[[int], None] = lambda layer: None
 ) -> dict[str, Curve]:
-    """Statistics of the canonical weights, and of what they make of Gaussian vectors."""
+    """Statistics of the canonical weights, those that write as they reach the stream, and of
+    what they make of Gaussian vectors."""
     wanted = frozenset(n for n in names if n in WEIGHTS | RANDOM_INPUTS and not n.endswith("_raw"))
     table = _Table(wanted)
     anatomy = backend.anatomy
     for layer in range(anatomy.n_layers if wanted else 0):
         progress(layer)
         weights = canonical(backend, layer)
-        table.add(_norms(weights, ""))
-        table.add(_of_attention(backend, layer, weights, wanted))
-        table.add(_of_mlp(weights))
-        table.add(_on_gaussian(weights, wanted))
+        written = as_written(backend, layer, weights)
+        table.add(_norms(written, ""))
+        table.add(_of_attention(written, wanted))
+        table.add(_of_mlp(written))
+        table.add(_on_gaussian(written, wanted))
+        if "ov_random_norm" in wanted and weights.attention is not None:
+            table.add({"ov_random_norm": _written_on_gaussian(backend, layer, weights.attention)})
     curves = table.curves()
     if "virtual_weights" in wanted and not anatomy.missing_weights:
         scores = virtual_weights(
-            lambda layer: canonical(backend, layer),
+            lambda layer: as_written(backend, layer, canonical(backend, layer)),
             anatomy.n_layers,
             anatomy.parallel,
             centred=anatomy.norm == "LayerNorm",
@@ -96,9 +100,7 @@ def _norms(weights: LayerWeights, form: str) -> Columns:
     return {f"{n}_frobenius{form}": frobenius(W) for n, W in found.items() if W is not None}
 
 
-def _of_attention(
-    backend: Backend, layer: int, weights: LayerWeights, wanted: frozenset[str]
-) -> Columns:
+def _of_attention(weights: LayerWeights, wanted: frozenset[str]) -> Columns:
     attention = weights.attention
     if attention is None:
         return {}
@@ -106,8 +108,6 @@ def _of_attention(
     if "ov_eigenvalues" in wanted:
         columns["ov_eigenvalues"] = ov_eigenvalue_sign(attention)
     columns["b_O_norm"] = 0.0 if attention.b_O is None else frobenius(attention.b_O)
-    if "ov_random_norm" in wanted:
-        columns["ov_random_norm"] = _written_on_gaussian(backend, layer, weights)
     return columns
 
 
@@ -139,13 +139,12 @@ def _on_gaussian(weights: LayerWeights, wanted: frozenset[str]) -> Columns:
     }
 
 
-def _written_on_gaussian(backend: Backend, layer: int, weights: LayerWeights) -> Tensor:
+def _written_on_gaussian(backend: Backend, layer: int, attention: AttentionWeights) -> Tensor:
     """Norms of what attention adds when every head reads one normalised Gaussian vector.
 
     Under a post-norm that is what comes out of it, at the size that its gain gives.
     """
-    attention, anatomy = weights.attention, backend.anatomy
-    assert attention is not None
+    anatomy = backend.anatomy
     x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian"))
     centre = anatomy.norm == "LayerNorm"
     written = attention_on_gaussian(attention, normalized(x.to(attention.W_O), centre=centre))
