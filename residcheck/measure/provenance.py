@@ -80,7 +80,8 @@ def _without_biases(backend: Backend) -> dict[str, str]:
     written: tuple[tuple[str, Site], ...] = (("b_O_norm", "attn_out"), ("b_out_norm", "mlp_out"))
     for name, site in written:
         if backend.post_norm(0, site) is not None:
-            reasons[name] = "what is written is normalised before it is added, and its bias with it"
+            why = "what is written is normalised before it is added, and its bias with it"
+            reasons.setdefault(name, why)
     return reasons
 
 
