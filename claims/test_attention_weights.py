@@ -31,6 +31,7 @@ WRITING = ("W_O_frobenius", "W_out_frobenius")
     source=NORM_GROWTH,
     published="GPT2-XL, 25 heads: one figure with both",
     needs=("ov_frobenius", "attn_out_norm", "resid_post_norm"),
+    uses=("ov_frobenius_raw",),
 )
 def test_ov_tracks_attn_out(run: Run) -> Finding:
     """Log rate of the mean over heads minus that of attn_out over the phase's blocks: two

@@ -77,7 +77,12 @@ _PARTS: dict[str, tuple[Part, ...]] = {
 # Of folded weights: norm gains in the reading matrices, writes centred under LayerNorm,
 # value biases in b_O. Those that end in _raw are of the weights as they are stored.
 WEIGHTS: dict[str, Statistic] = {
-    "ov_frobenius": Statistic(_A, ("head", "layer"), "norm", "Frobenius norm of a head's W_V W_O"),
+    **{
+        f"ov_frobenius{form}": Statistic(
+            _A, ("head", "layer"), "norm", "Frobenius norm of a head's W_V W_O"
+        )
+        for form in ("", "_raw")
+    },
     "ov_eigenvalues": Statistic(
         _A, ("head", "layer"), "cosine", "sum of W_OV's eigenvalues over the sum of their sizes"
     ),

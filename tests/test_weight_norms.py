@@ -342,6 +342,21 @@ def test_norms_of_stored_weights_are_those_of_the_plain_modules(tiny: Tiny) -> N
             assert values[layer] == pytest.approx(right, rel=FLOAT32.token), name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_heads_are_multiplied_out_in_float32_at_least(dtype: str, tiny: Tiny) -> None:
+    """Llama's heads one by one, two queries to a value; the weights rounded as they are loaded."""
+    spec = ModelSpec(str(tiny("llama"))).with_options(backend="transformers", dtype=dtype)
+    found = raw_statistics(open_backend(load(spec)), ["ov_frobenius_raw"])["ov_frobenius_raw"]
+    for layer, block in enumerate(load_double(tiny("llama")).model.layers):
+        rounded = (w.weight.detach().to(getattr(torch, dtype)).double() for w in
+                   (block.self_attn.v_proj, block.self_attn.o_proj))  # fmt: skip
+        values, output = (w.numpy() for w in rounded)
+        for head in range(4):
+            value = values[12 * (head // 2) : 12 * (head // 2 + 1)]
+            right = np.linalg.norm(output[:, 12 * head : 12 * (head + 1)] @ value)
+            assert found.values[head, layer] == pytest.approx(right, rel=FLOAT32.token)
+
+
 @BOTH_BACKENDS
 def test_norms_of_folded_weights_and_biases(backend: str, tiny: Tiny) -> None:
     """GPT-2's matrices by hand: gains and biases of the norms in what reads through them,

@@ -29,9 +29,11 @@ def frobenius(matrix: Float[Tensor, "..."]) -> float:
 
 def ov_frobenius(attention: AttentionWeights) -> Float[Tensor, " head"]:
     """Frobenius norm of every query head's W_OV = W_V W_O, in float64."""
-    readers = attention.W_V.mT @ attention.W_V  # one per value head
+    wide = torch.promote_types(attention.W_V.dtype, torch.float32)
+    W_V, W_O = attention.W_V.to(wide), attention.W_O.to(wide)
+    readers = W_V.mT @ W_V  # one per value head
     readers = readers.repeat_interleave(attention.queries_per_value, dim=0)
-    writers = attention.W_O @ attention.W_O.mT
+    writers = W_O @ W_O.mT
     return (readers.double() * writers.double()).sum(dim=(-2, -1)).clamp_min(0).sqrt()
 
 

@@ -58,9 +58,11 @@ def as_curve(name: str, values: Tensor) -> Curve:
 def raw_statistics(backend: Backend, names: Iterable[str]) -> dict[str, Curve]:
     """Frobenius norms of the weights as they are stored; ``backend`` over the plain model."""
     table = _Table(frozenset(name for name in names if name.endswith("_raw")))
-    if table.wanted:
-        for layer in range(backend.anatomy.n_layers):
-            table.add(_norms(backend.weights(layer), "_raw"))
+    for layer in range(backend.anatomy.n_layers if table.wanted else 0):
+        weights = backend.weights(layer)
+        table.add(_norms(weights, "_raw"))
+        if weights.attention is not None:
+            table.add({"ov_frobenius_raw": ov_frobenius(weights.attention)})
     return table.curves()
 
 
