@@ -38,7 +38,7 @@ def test_ov_tracks_attn_out(run: Run) -> Finding:
     one-sided tests against 11 % of attn_out's log rate (0.005 at least). The correlation
     of the logs is reported and decides nothing: growing curves correlate."""
     phase, unseen = growth_phase(run)
-    mean = run["ov_frobenius"].values.astype(np.float64).mean(axis=0)
+    mean = run["ov_frobenius"].double.mean(axis=0)
     decision = weights_track(np.log(mean), run["attn_out_norm"].prompt_log[unseen], phase.inside)
     figure = Figure(("ov_frobenius", "attn_out_norm"), phase=phase)
     return Finding(decision.with_note(f"{phase}"), figure)
@@ -56,7 +56,7 @@ def test_bo_negligible(run: Run) -> Finding:
     """Value biases folded in. A bias is small where adding it, across, changes the norm of
     attn_out by less than 5 %: a ratio below 0.32. It must be so in 90 % of the layers, the
     last tenth of them left out."""
-    bias = run["b_O_norm"].values.astype(np.float64)
+    bias = run["b_O_norm"].double
     tiny = np.finfo(np.float64).tiny  # a bias of zeros
     decision = negligible_beside(np.log(bias + tiny), run["attn_out_norm"].prompt_log)
     return Finding(decision, Figure(("b_O_norm", "attn_out_norm")))
@@ -75,7 +75,7 @@ def test_ov_random_input(run: Run) -> Finding:
     a factor was published within 0.5 of it. Under a norm after the attention, both sides
     are what it lets through."""
     phase, unseen = growth_phase(run)
-    draws = np.log(run["ov_random_norm"].values.astype(np.float64))
+    draws = np.log(run["ov_random_norm"].double)
     factor = facts_about(run).ov_random_factor
     real = run["attn_out_norm"].prompt_log[unseen]
     decision = decide(larger_than_real("ratio to attn_out", draws, real, phase.inside, factor))
@@ -99,7 +99,7 @@ def test_frobenius_expectation(run: Run) -> Finding:
     matrix of every layer must agree with it up to the sampling error of its draws (chance
     of any failing: 1 in 10,000)."""
     kinds = {"Gaussian": "frobenius_gaussian", "normalised": "frobenius_normalized"}
-    parts = {kind: run[name].values.astype(np.float64) for kind, name in kinds.items()}
+    parts = {kind: run[name].double for kind, name in kinds.items()}
     figure = Figure(tuple(kinds.values())[:1], log=False, level=(1.0, "theorem"))
     return Finding(frobenius_theorem(parts), figure)
 
@@ -121,7 +121,7 @@ def test_reading_writing(run: Run) -> Finding:
     of these, up or down. The weights as stored are reported beside them."""
 
     def logs(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        found = {n: run[n].values.astype(np.float64) for n in names if n in run.curves}
+        found = {n: run[n].double for n in names if n in run.curves}
         return {name.partition("_frobenius")[0]: np.log(v) for name, v in found.items()}
 
     stored = logs(tuple(f"{name}_raw" for name in (*READING, *WRITING)))

@@ -47,7 +47,7 @@ def test_mlp_random_input(run: Run) -> Finding:
     """Over the published window or the phase's blocks: difference of the log rates within
     11 % of mlp_out's (0.005 at least), and the ratio of the norms above 1."""
     phase, unseen = mlp_phase(run)
-    draws = np.log(run["mlp_random_norm"].values.astype(np.float64))
+    draws = np.log(run["mlp_random_norm"].double)
     decision = random_mlp(draws, run["mlp_out_norm"].prompt_log[unseen], phase)
     figure = Figure(("mlp_random_norm", "mlp_out_norm"), phase=phase)
     return Finding(decision.with_note(f"{phase}"), figure)
@@ -132,7 +132,7 @@ def test_mlp_weight_norms_flat(run: Run) -> Finding:
     phase, unseen = growth_phase(run)
     present = {label: name for label, name in MLP_NORMS.items() if name in run.curves}
     tiny = np.finfo(np.float64).tiny
-    logs = {k: np.log(run[n].values.astype(np.float64) + tiny) for k, n in present.items()}
+    logs = {k: np.log(run[n].double + tiny) for k, n in present.items()}
     stream = run["resid_post_norm"].prompt_log[unseen]
     decision = slower_than_stream(logs, stream, phase.inside)
     figure = Figure((*present.values(), "resid_post_norm"), phase=phase)
@@ -141,7 +141,7 @@ def test_mlp_weight_norms_flat(run: Run) -> Finding:
 
 def _log(run: Run, name: str) -> np.ndarray:
     """Mean logs over draws need every draw above zero: half a neuron stands for none."""
-    values = run[name].values.astype(np.float64)
+    values = run[name].double
     return np.log(np.maximum(values, 0.5 / (run.model.d_mlp or 1)))
 
 

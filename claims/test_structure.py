@@ -72,16 +72,14 @@ def test_writes_persist(run: Run) -> Finding:
     than a thousandth of the stream it is added to (t tests over prompts, false discovery
     rate 5 %). They are
     listed as layer.index with what they remove, as a share of the stream."""
-    heads = run["head_projection"].values.astype(np.float64)
+    heads = run["head_projection"].double
     n = len(heads)
     error = heads.std(axis=0, ddof=1) / np.sqrt(n)
     found = [removers("head", heads.mean(axis=0), error, n)]
     if "neuron_projection" in run.curves:
-        mean, spread = (
-            run[f"neuron_projection{part}"].values.astype(np.float64) for part in ("", "_error")
-        )
+        mean, spread = (run[f"neuron_projection{part}"].double for part in ("", "_error"))
         found.append(removers("neuron", mean, spread, n))
-    decision = writes_persist(run["write_kept"].values.astype(np.float64), found)
+    decision = writes_persist(run["write_kept"].double, found)
     return Finding(decision, Figure(("write_removal",), log=False))
 
 
@@ -100,7 +98,7 @@ def test_virtual_weights(run: Run) -> Finding:
     """Frobenius norm of the product over that of matrices of the same norms and random
     directions: its mean over later reads must be above 1.01. Its rank correlation with the
     distance in layers is reported."""
-    scores = run["virtual_weights"].values.astype(np.float64)
+    scores = run["virtual_weights"].double
     return Finding(connected_beyond_chance(scores), Figure(("virtual_weights",), kind="map"))
 
 

@@ -41,7 +41,7 @@ def test_old_outputs_overshadowed(run: Run) -> Finding:
     every layer further on (by 0.005 at least), and the share at the phase's last layer be
     at most half of that at the first read."""
     phase, unseen = growth_phase(run)
-    decision = overshadowed(run["write_share"].values[unseen].astype("float64"), phase)
+    decision = overshadowed(run["write_share"].double[unseen], phase)
     figure = Figure(("write_share",), kind="map", phase=phase)
     return Finding(decision.with_note(f"{phase}"), figure)
 
@@ -59,8 +59,6 @@ def test_overshadow_not_cancel(run: Run) -> Finding:
     more than half of the median write must still be there after all later writes (1 is
     untouched, 0 cancelled). Its share by norm is reported beside it."""
     phase, unseen = growth_phase(run)
-    share, kept = (
-        run[name].values[unseen].astype("float64") for name in ("write_share", "write_kept")
-    )
+    share, kept = (run[name].double[unseen] for name in ("write_share", "write_kept"))
     figure = Figure(("write_kept",), kind="map", log=False, phase=phase)
     return Finding(overshadowed_not_cancelled(share, kept, phase).with_note(f"{phase}"), figure)

@@ -59,6 +59,11 @@ class Curve:
         return self.dims == TOKEN_DIMS
 
     @cached_property
+    def double(self) -> Floats:
+        """The values in float64, as statistics take them."""
+        return self.values.astype(np.float64)
+
+    @cached_property
     def ordinary(self) -> Floats:
         """Values at ordinary positions, all but position 0: prompt x position x layer."""
         return self.values[:, 1:, :].astype(np.float64)
@@ -176,7 +181,7 @@ def summary(curve: Curve) -> dict[str, Any]:
 def _kept_apart(curve: Curve) -> dict[str, Any]:
     """Averages over sampled axes; every value of the others, and its mean over heads."""
     sampled = tuple(i for i, dim in enumerate(curve.dims) if dim in SAMPLED_AXES)
-    values = _nanmean(curve.values.astype(np.float64), sampled) if sampled else curve.values
+    values = _nanmean(curve.double, sampled) if sampled else curve.values
     parts = {"values": _plain(values)}
     if curve.dims == ("head", "layer"):
         parts["mean"] = _plain(_nanmean(values, 0))

@@ -234,7 +234,7 @@ def test_every_quantity_is_that_of_the_hand_computation(
             close = pytest.approx(expected, rel=FLOAT32.token, abs=FLOAT32.curve, nan_ok=True)
             assert found == close, (name, prompt)
     mean, error = np.mean(neurons, axis=0), np.std(neurons, axis=0, ddof=1) / np.sqrt(len(TEXTS))
-    assert run["neuron_projection"].values == pytest.approx(mean, rel=1e-4, abs=1e-6)
+    assert run["neuron_projection"].values == pytest.approx(mean, rel=FLOAT32.token, abs=1e-6)
     assert run["neuron_projection_error"].values == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 
@@ -357,7 +357,7 @@ def test_a_pass_cut_short_keeps_the_prompts_that_were_done(
     for name, curve in run.curves.items():
         per_prompt = curve.dims[0] == "prompt"  # of neurons: over the prompts that were done
         right = whole[name].values[done] if per_prompt else alone[name].values
-        assert curve.values == pytest.approx(right, rel=1e-4, abs=1e-6, nan_ok=True), name
+        assert curve.values == pytest.approx(right, rel=FLOAT32.token, abs=1e-6, nan_ok=True), name
 
 
 @both_backends

@@ -95,6 +95,27 @@ class Anatomy:
     def has(self, site: Site) -> bool:
         return site not in self.missing
 
+    @property
+    def centring(self) -> bool:
+        """Whether the norms subtract the mean, so that nothing reads the stream's."""
+        return self.norm == "LayerNorm"
+
+    def centred(self, x: Float[Tensor, "*more d"]) -> Float[Tensor, "*more d"]:
+        """``x`` as the norms see it: without its mean where they subtract it."""
+        return x - x.mean(dim=-1, keepdim=True) if self.centring else x
+
+    @property
+    def attention_reads(self) -> Site:
+        """Where what attention reads is tapped; the stream itself where no norm is before it."""
+        return "ln1_out" if self.has("ln1_out") else "resid_pre"
+
+    @property
+    def mlp_reads(self) -> Site:
+        """The same for the MLP, which in a parallel block may share attention's norm."""
+        if self.has("ln2_out"):
+            return "ln2_out"
+        return self.attention_reads if self.parallel else "resid_mid"
+
 
 @dataclass(frozen=True)
 class Affine:

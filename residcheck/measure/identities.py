@@ -15,6 +15,7 @@ from torch import Tensor
 from residcheck.backends import SITES, Affine, Anatomy, Backend, Site, Tap, Taps
 from residcheck.errors import GateError, NonFiniteError
 from residcheck.tolerances import TOLERANCES, Tolerance
+from residcheck.weights.gaussian import normalized
 
 HINT = (
     "nothing was measured: the library's hooks do not mean what they say here; "
@@ -176,7 +177,5 @@ def normalised(
     x: Float[Tensor, "batch pos d"], affine: Affine, anatomy: Anatomy
 ) -> Float[Tensor, "batch pos d"]:
     """What the model's kind of norm layer makes of ``x``, gain and bias applied."""
-    if anatomy.norm == "LayerNorm":
-        x = x - x.mean(dim=-1, keepdim=True)
-    x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + anatomy.norm_eps)
+    x = normalized(x, centre=anatomy.centring, eps=anatomy.norm_eps)
     return x * affine.gain.to(x) + affine.bias.to(x)

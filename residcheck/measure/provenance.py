@@ -10,7 +10,7 @@ import torch
 
 from residcheck.backends import Anatomy, Backend, Site
 from residcheck.curves import ModelInfo
-from residcheck.measure.random_inputs import mlp_reader
+from residcheck.measure.random_inputs import can_be_fed
 from residcheck.models import LoadedModel
 from residcheck.names import QUANTITIES, STATISTICS, Part
 from residcheck.weights.canonical import canonical
@@ -49,7 +49,7 @@ def absent(backend: Backend) -> dict[str, str]:
         for name, quantity in QUANTITIES.items()
         if not anatomy.has(quantity.site)
     }
-    if anatomy.norm != "LayerNorm":
+    if not anatomy.centring:
         reason = "the norm does not subtract the mean (RMSNorm), so the stream is not centred"
         found |= {"centred_mean": reason, "centring_logit_shift": reason}
     for name, statistic in STATISTICS.items():
@@ -92,8 +92,7 @@ def _lacks(anatomy: Anatomy, part: Part) -> str:
     if part == "gate":
         return "" if anatomy.gated else "the MLP is not gated"
     if part == "fed":
-        reader = mlp_reader(anatomy)
-        return "" if reader else anatomy.missing["ln2_out"]
+        return "" if can_be_fed(anatomy) else anatomy.missing["ln2_out"]
     if part == "stream":
         return ""
     return anatomy.missing.get(part, "")

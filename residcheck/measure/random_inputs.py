@@ -10,27 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from residcheck.backends import Affine, Anatomy, Backend, Site, Tap
 from residcheck.curves import Curve
+from residcheck.measure.identities import normalised
 from residcheck.measure.tokens import Encoded, pad
-from residcheck.names import RANDOM_INPUTS
 from residcheck.seeds import DRAWS, generator
-from residcheck.weights.gaussian import normalized
+from residcheck.weights.statistics import as_curve
 
 _ROW = 64
 _FIRST_POSITIONS = 6
 _PROMPTS = 32
-_OF_MLPS = (
-    "mlp_random_norm",
-    "activation_rate_random",
-    "activation_rate_resampled",
-    "activation_rate_shuffled",
-)
+_ON_GAUSSIAN = {"mlp_random_norm", "activation_rate_random"}
+_ON_RESAMPLED = {"activation_rate_resampled", "activation_rate_shuffled"}
 
 
 class Fed(NamedTuple):
@@ -40,10 +35,9 @@ class Fed(NamedTuple):
     norm: Float[Tensor, "draw layer"]
 
 
-def mlp_reader(anatomy: Anatomy) -> Site | None:
-    """Where the MLP's normalised input is tapped; None where there is no norm."""
-    candidates: tuple[Site, ...] = ("ln2_out", "ln1_out") if anatomy.parallel else ("ln2_out",)
-    return next((site for site in candidates if anatomy.has(site)), None)
+def can_be_fed(anatomy: Anatomy) -> bool:
+    """Whether a norm gives the MLP its input, so that normalised vectors can take its place."""
+    return anatomy.mlp_reads in ("ln1_out", "ln2_out")
 
 
 def mlp_experiments(
@@ -65,22 +59,22 @@ def mlp_experiments(
     """
     wanted = set(names)
     anatomy = backend.anatomy
-    if wanted.isdisjoint(_OF_MLPS):
+    if wanted.isdisjoint(_ON_GAUSSIAN | _ON_RESAMPLED):
         return {}
     feed = _Feeder(backend, affines, encoded, device)
     found: dict[str, Tensor] = {}
-    if not wanted.isdisjoint(_OF_MLPS[:2]):
+    if wanted & _ON_GAUSSIAN:
         x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian")).to(device)
         gaussian = feed(lambda layer: x)
         found |= {"mlp_random_norm": gaussian.norm, "activation_rate_random": gaussian.rate}
-    if not wanted.isdisjoint(_OF_MLPS[2:]):
+    if wanted & _ON_RESAMPLED:
         real = _first_streams(backend, encoded, device)
         rows = torch.randint(len(real[0]), (DRAWS,), generator=generator("resampled")).to(device)
         found["activation_rate_resampled"] = feed(lambda layer: real[layer][rows]).rate
         size = (DRAWS, anatomy.d_model)
         cells = torch.randint(len(real[0]), size, generator=generator("shuffled")).to(device)
         found["activation_rate_shuffled"] = feed(lambda layer: real[layer].gather(0, cells)).rate
-    return {name: _curve(name, values) for name, values in found.items() if name in wanted}
+    return {name: as_curve(name, values) for name, values in found.items() if name in wanted}
 
 
 class _Feeder:
@@ -93,9 +87,8 @@ class _Feeder:
         encoded: Encoded,
         device: str,
     ) -> None:
-        site = mlp_reader(backend.anatomy)
-        assert site is not None
-        self._backend, self._affines, self._site = backend, affines, site
+        self._backend, self._affines = backend, affines
+        self._site = backend.anatomy.mlp_reads
         width = min(_ROW, encoded.max_tokens)
         # Which tokens does not matter: no MLP reads what they make.
         self._tokens = torch.full((-(-DRAWS // width), width), encoded.ids[0][0], device=device)
@@ -118,20 +111,14 @@ class _Feeder:
         anatomy, affine = self._backend.anatomy, self._affines[layer, self._site]
 
         def replace(x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-            drawn = normalized(
-                inputs(layer).float(), centre=anatomy.norm == "LayerNorm", eps=anatomy.norm_eps
-            )
             filled = torch.zeros(x.shape[0] * x.shape[1], x.shape[2], device=x.device)
-            filled[:DRAWS] = drawn * affine.gain + affine.bias
+            filled[:DRAWS] = normalised(inputs(layer).float(), affine, anatomy)
             return filled.reshape(x.shape).to(x.dtype)
 
         return replace
 
     def _norm(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos"]:
-        x = x.float()
-        if self._backend.anatomy.norm == "LayerNorm":
-            x = x - x.mean(dim=-1, keepdim=True)
-        norm: Tensor = x.norm(dim=-1)
+        norm: Tensor = self._backend.anatomy.centred(x.float()).norm(dim=-1)
         return norm
 
 
@@ -153,17 +140,10 @@ def _first_streams(
     streams: list[Tensor] = []
 
     def keep(x: Float[Tensor, "batch pos d"]) -> None:
-        x = x[:, 1:][ordinary].float()
-        centre = backend.anatomy.norm == "LayerNorm"
-        streams.append(x - x.mean(dim=-1, keepdim=True) if centre else x)
+        streams.append(backend.anatomy.centred(x[:, 1:][ordinary].float()))
 
     taps: dict[tuple[int, Site], Tap] = {
         (layer, site): keep for layer in range(backend.anatomy.n_layers)
     }
     backend.forward(tokens.to(device), mask.to(device), taps, logits=False)
     return streams
-
-
-def _curve(name: str, values: Tensor) -> Curve:
-    statistic = RANDOM_INPUTS[name]
-    return Curve(name, statistic.dims, values.cpu().numpy().astype(np.float32), statistic.unit)

@@ -109,7 +109,4 @@ class Recorder:
             self.values[name][:, :, layer] = value
 
     def _centred(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        x = x.to(self._dtype)
-        if self._anatomy.norm != "LayerNorm":
-            return x
-        return x - x.mean(dim=-1, keepdim=True)
+        return self._anatomy.centred(x.to(self._dtype))

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from residcheck.backends import Backend, PostNorm, Site, Tap, Taps
 from residcheck.weights.canonical import fold
-from residcheck.weights.gate import attention_reads
 
 POSITIONS = 16
 
@@ -96,17 +95,17 @@ class StructureRecorder:
         return tap
 
     def _on_stream(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
-        self._stream = self._centred(x)
+        self._stream = self._anatomy.centred(x)
         if len(self._norms) == layer:  # at resid_pre, the first of the layer's two
             self._norms.append(self._stream.norm(dim=-1))
             if layer == 0:
                 self._writes.append(self._stream)
 
     def _on_write(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
-        self._writes.append(self._centred(x))
+        self._writes.append(self._anatomy.centred(x))
 
     def _on_basis(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
-        x = self._centred(x)
+        x = self._anatomy.centred(x)
         self._note("resid_post_kurtosis", kurtosis(x))
         self._note("resid_post_kurtosis_rotated", kurtosis(x @ self._rotation))
 
@@ -144,9 +143,9 @@ class StructureRecorder:
         stream = self._stream
         direction = stream / stream.square().sum(dim=-1, keepdim=True)
         if post_norm is not None:
-            whole = self._centred(source @ W if bias is None else source @ W + bias)
+            whole = self._anatomy.centred(source @ W if bias is None else source @ W + bias)
             size = (whole.square().mean(dim=-1, keepdim=True) + post_norm.eps).sqrt()
-            direction = self._centred(direction * post_norm.gain.to(W.dtype)) / size
+            direction = self._anatomy.centred(direction * post_norm.gain.to(W.dtype)) / size
         return source * (direction @ W.mT) * self._anatomy.residual_scale
 
     def rows(self) -> dict[str, Float[Tensor, "batch ..."]]:
@@ -191,13 +190,10 @@ class StructureRecorder:
         valid = self._valid[:, 1:].reshape(len(x), -1, *[1] * (x.ndim - 2))
         return x[:, 1:].where(valid, torch.nan).nanmean(dim=1)
 
-    def _centred(self, x: Tensor) -> Tensor:
-        return x - x.mean(dim=-1, keepdim=True) if self._anatomy.norm == "LayerNorm" else x
-
 
 def surroundings(backend: Backend) -> list[Surroundings]:
     """Of every layer. Norms are fed to find what they do: not while taps are on them."""
-    anatomy, site = backend.anatomy, attention_reads(backend.anatomy)
+    anatomy, site = backend.anatomy, backend.anatomy.attention_reads
     found = []
     for layer in range(anatomy.n_layers):
         constant = None

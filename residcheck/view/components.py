@@ -13,7 +13,7 @@ from residcheck.backends import Taps
 from residcheck.errors import UsageError
 from residcheck.measure import Session
 from residcheck.measure.tokens import batches
-from residcheck.view.stream import centred, run_guarded
+from residcheck.view.stream import run_guarded
 
 PASSAGES = 12
 """How many passages are read, spread over all kinds of them."""
@@ -66,7 +66,7 @@ def _stream(session: Session, layer: int) -> Float[Tensor, "token d_model"]:
             backend.forward(batch.tokens, batch.mask, taps, logits=False)
 
     run_guarded(run, device)
-    return centred(backend, torch.cat(kept))
+    return backend.anatomy.centred(torch.cat(kept))
 
 
 def _keep(kept: list[Tensor], where: Tensor, x: Tensor) -> None:

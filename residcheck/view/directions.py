@@ -33,7 +33,6 @@ from residcheck.view.grammar import (
     OfToken,
 )
 from residcheck.view.pieces import label_of
-from residcheck.view.stream import centred
 from residcheck.view.vectors import read_vector
 from residcheck.weights import gate
 
@@ -127,7 +126,7 @@ def _of_head(session: Session, layer: int, head: int) -> Direction:
     if backend.anatomy.has("ln1_out"):
         reads = reads * _double(backend.affine(layer, "ln1_out").gain)[:, None]
     writes = _written(backend, layer, "attn_out", weights.W_O[head])
-    vector, share = output_singular(centred(backend, reads.T).T, writes)
+    vector, share = output_singular(backend.anatomy.centred(reads.T).T, writes)
     title = f"what head {head} of layer {layer} writes"
     notes = (
         f"First output-side singular vector of W_V W_O: {share:.0%} of its squared size.",
@@ -174,7 +173,7 @@ def _written(backend: Backend, layer: int, site: Site, rows: Tensor) -> Tensor:
     rows = _double(rows)
     if norm is not None and norm.centring:
         rows = rows - rows.mean(dim=-1, keepdim=True)
-    return centred(backend, rows if norm is None else rows * _double(norm.gain))
+    return backend.anatomy.centred(rows if norm is None else rows * _double(norm.gain))
 
 
 def _missing(backend: Backend, sublayer: str) -> str:
@@ -218,7 +217,7 @@ def _double(x: Tensor) -> Tensor:
 
 def _unit(session: Session, vector: Vector, title: str) -> Vector:
     """``vector`` centred as the stream is, of norm 1, in the precision of the pass."""
-    vector = centred(session.backend, vector)
+    vector = session.backend.anatomy.centred(vector)
     norm = vector.norm()
     if not bool(norm > 0):
         raise UsageError(f"{title} is zero, and zero has no direction")

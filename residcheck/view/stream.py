@@ -56,13 +56,6 @@ def check_site(backend: Backend, site: str) -> Site:
     )
 
 
-def centred(backend: Backend, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-    """``x`` without its mean where the model has LayerNorm, which reads nothing else."""
-    if backend.anatomy.norm != "LayerNorm":
-        return x
-    return x - x.mean(dim=-1, keepdim=True)
-
-
 @torch.inference_mode()
 def read(
     backend: Backend,
@@ -84,7 +77,7 @@ def read(
 
     def tap(layer: int) -> Tap:
         def see(x: Tensor) -> None:
-            x = centred(backend, x[0].to(direction.dtype))
+            x = backend.anatomy.centred(x[0].to(direction.dtype))
             found[layer] = (x @ direction, torch.linalg.vector_norm(x, dim=-1))
 
         return see

@@ -103,7 +103,7 @@ def view(
         spec=direction_spec,
         direction=found,
         site=where,
-        centred=backend.anatomy.norm == "LayerNorm",
+        centred=backend.anatomy.centring,
         layers=chosen,
         pieces=_pieces(session, text, tokens),
         values=read(backend, tokens, found.vector, chosen, where, spec.device),

@@ -23,7 +23,6 @@ from residcheck.backends import (
     MLPWeights,
     Site,
 )
-from residcheck.weights.gate import attention_reads, mlp_reads
 
 Norm = Affine | None
 
@@ -53,9 +52,9 @@ def canonical(backend: Backend, layer: int) -> LayerWeights:
     anatomy = backend.anatomy
     folded = fold(
         backend.weights(layer),
-        _norm(backend, layer, attention_reads(anatomy)),
-        _norm(backend, layer, mlp_reads(anatomy)),
-        centre=anatomy.norm == "LayerNorm",
+        _norm(backend, layer, anatomy.attention_reads),
+        _norm(backend, layer, anatomy.mlp_reads),
+        centre=anatomy.centring,
         values=not anatomy.sinks,
     )
     attention, mlp = folded.attention, folded.mlp

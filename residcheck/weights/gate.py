@@ -120,16 +120,6 @@ def _refuse_unseen(anatomy: Anatomy) -> None:
             )
 
 
-def attention_reads(anatomy: Anatomy) -> Site:
-    return "ln1_out" if anatomy.has("ln1_out") else "resid_pre"
-
-
-def mlp_reads(anatomy: Anatomy) -> Site:
-    if anatomy.has("ln2_out"):
-        return "ln2_out"
-    return attention_reads(anatomy) if anatomy.parallel else "resid_mid"
-
-
 def _writes(backend: Backend, layer: int, norms: _Norms) -> Iterator[_Product]:
     """What is written to the stream, and what the hidden neurons are given."""
     weights, scale = backend.weights(layer), backend.anatomy.residual_scale
@@ -139,7 +129,7 @@ def _writes(backend: Backend, layer: int, norms: _Norms) -> Iterator[_Product]:
         left = _written(W, b, norm, scale)
         yield _Product("z @ W_O + b_O = attn_out", "z", "attn_out", left, norm is not None)
     if weights.mlp is not None:
-        mlp, reads = weights.mlp, mlp_reads(backend.anatomy)
+        mlp, reads = weights.mlp, backend.anatomy.mlp_reads
         into, bias = ("W_in", "b_in") if mlp.W_gate is None else ("W_gate", "b_gate")
         left = _affine(getattr(mlp, into), getattr(mlp, bias))
         yield _Product(f"{reads} @ {into} + {bias} = mlp_pre", reads, "mlp_pre", left)
@@ -155,7 +145,7 @@ def _values(backend: Backend, layer: int, norms: _Norms) -> Iterator[_Product]:
     if attention is None:
         return
     W_V, b_V, share = attention.W_V, attention.b_V, attention.queries_per_value
-    reads, width = attention_reads(anatomy), W_V.shape[-1]
+    reads, width = anatomy.attention_reads, W_V.shape[-1]
     values = _affine(W_V.movedim(0, 1).flatten(1), None if b_V is None else b_V.flatten())
 
     def left(x: Tensor, z: Tensor) -> Tensor:
@@ -170,7 +160,7 @@ def _values(backend: Backend, layer: int, norms: _Norms) -> Iterator[_Product]:
 
 def _linear_parts(backend: Backend, layer: int, norms: _Norms) -> Iterator[_Product]:
     """What the gates multiply; asked with all gates open by the same amount."""
-    mlp, reads = backend.weights(layer).mlp, mlp_reads(backend.anatomy)
+    mlp, reads = backend.weights(layer).mlp, backend.anatomy.mlp_reads
     if mlp is None:
         return
     linear = _affine(mlp.W_in, mlp.b_in)

@@ -91,7 +91,7 @@ def folded_statistics(
             lambda layer: as_written(backend, layer, canonical(backend, layer)),
             anatomy.n_layers,
             anatomy.parallel,
-            centred=anatomy.norm == "LayerNorm",
+            centred=anatomy.centring,
         )
         curves["virtual_weights"] = as_curve("virtual_weights", torch.from_numpy(scores))
     return curves
@@ -148,8 +148,9 @@ def _written_on_gaussian(backend: Backend, layer: int, attention: AttentionWeigh
     """
     anatomy = backend.anatomy
     x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian"))
-    centre = anatomy.norm == "LayerNorm"
-    written = attention_on_gaussian(attention, normalized(x.to(attention.W_O), centre=centre))
+    written = attention_on_gaussian(
+        attention, normalized(x.to(attention.W_O), centre=anatomy.centring)
+    )
     post_norm = backend.post_norm(layer, "attn_out")
     if post_norm is not None:
         written = post_norm(written) * anatomy.residual_scale  # which W_O has else
