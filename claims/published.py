@@ -38,6 +38,28 @@ STREAM_NOTES = Source(
     year=2024,
     place="notes after Elhage et al. (2021)",
 )
+LAYER_HORIZON = Source(
+    title="Can transformers act on information beyond an effective layer horizon?",
+    authors="Turner, with an experiment by Miller",
+    year=2024,
+    place="turntrout.com",
+)
+
+
+@dataclass(frozen=True)
+class HorizonFacts:
+    """The published curve of one model: its loss at horizon 1, its baseline, and between
+    which horizons it falls most steeply."""
+
+    first_loss: float
+    baseline: float
+    steepest: tuple[int, int]
+
+    def __str__(self) -> str:
+        return (
+            f"published: near {self.first_loss:g} at k = 1, baseline {self.baseline:g}, "
+            f"steepest between {self.steepest[0]} and {self.steepest[1]}, mean-ablated"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class Facts:
     """What was published about one model, with its number of layers.
 
     ``window`` is of the stream's growth; the others are of single experiments.
+    ``too_small`` is whether it was called too small to have an effective horizon.
     """
 
     shape: Shape
@@ -55,10 +78,13 @@ class Facts:
     activation_window: tuple[int, int] | None = None
     ov_random_factor: float | None = None
     activation_random_factor: float | None = None
+    horizon: HorizonFacts | None = None
+    too_small: bool = False
 
 
 # Growth rate and window of GPT2-XL, and the shapes of the smallest GPT-2s: the post's
-# comparison of models.
+# comparison of models. Horizons: the figure on GPT2-XL, over about 100 samples, and the
+# sentence on GPT-2 small of the post about them.
 FACTS = {
     "gpt2-xl": Facts(
         Shape.EXPONENTIAL,
@@ -69,8 +95,9 @@ FACTS = {
         activation_window=(5, 20),
         ov_random_factor=5.0,
         activation_random_factor=4.0,
+        horizon=HorizonFacts(first_loss=9.0, baseline=3.1418, steepest=(10, 25)),
     ),
-    "gpt2": Facts(Shape.SUPER_EXPONENTIAL, n_layers=12),
+    "gpt2": Facts(Shape.SUPER_EXPONENTIAL, n_layers=12, too_small=True),
     "distilgpt2": Facts(Shape.SUPER_EXPONENTIAL, n_layers=6),
 }
 MOST_MODELS = Facts(Shape.EXPONENTIAL)

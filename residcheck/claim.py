@@ -21,6 +21,7 @@ FAMILIES = {
     "C": "the attention's weights",
     "D": "the MLPs' weights",
     "E": "why norms grow",
+    "F": "the layer horizon",
     "G": "the structure of the stream",
 }
 

@@ -1,6 +1,12 @@
 """Fits, phases, intervals and decisions: pure numpy and scipy, no torch, no files."""
 
 from residcheck.stats.changepoint import change_point as change_point
+from residcheck.stats.decay import Choice as Choice
+from residcheck.stats.decay import Decay as Decay
+from residcheck.stats.decay import Fit as Fit
+from residcheck.stats.decay import choose_decay as choose_decay
+from residcheck.stats.decay import fit_decay as fit_decay
+from residcheck.stats.decay import horizons_fitted as horizons_fitted
 from residcheck.stats.decision import LEVEL as LEVEL
 from residcheck.stats.decision import Decision as Decision
 from residcheck.stats.decision import Estimate as Estimate
@@ -12,6 +18,14 @@ from residcheck.stats.decision import outcome_of as outcome_of
 from residcheck.stats.fits import evidence_for_exponential as evidence_for_exponential
 from residcheck.stats.fits import rates as rates
 from residcheck.stats.fits import slopes as slopes
+from residcheck.stats.horizon_rules import AcrossModels as AcrossModels
+from residcheck.stats.horizon_rules import Correlation as Correlation
+from residcheck.stats.horizon_rules import effective_horizon as effective_horizon
+from residcheck.stats.horizon_rules import horizon_against as horizon_against
+from residcheck.stats.horizon_rules import horizon_confounder as horizon_confounder
+from residcheck.stats.horizon_rules import horizon_decay as horizon_decay
+from residcheck.stats.horizon_rules import horizon_small as horizon_small
+from residcheck.stats.horizon_rules import horizon_with_growth as horizon_with_growth
 from residcheck.stats.intervals import MIN_PROMPTS as MIN_PROMPTS
 from residcheck.stats.intervals import over_prompts as over_prompts
 from residcheck.stats.phase import MIN_LAYERS as MIN_LAYERS
