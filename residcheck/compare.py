@@ -30,13 +30,16 @@ class Comparison:
     """The numbers of a curve that left their bounds, worst first, and a picture.
 
     ``picture`` shows difference over bound per layer on a logarithmic scale: the lowest
-    bar is within the bound, each further bar a factor of ten beyond it.
+    bar is within the bound, each further bar a factor of ten beyond it. ``axis`` is what
+    the numbers are counted along, from ``first``; empty for a single number.
     """
 
     curve: str
     differences: tuple[Difference, ...]
     count: int
     picture: str = ""
+    axis: str = "layer"
+    first: int = 0
 
     @property
     def same(self) -> bool:
@@ -47,12 +50,18 @@ class Comparison:
         worst = self.differences[0]
         size = f"{worst.size:.2e}" if math.isfinite(worst.size) else "NaN on one side"
         return (
-            f"{self.curve} drifted: {worst.part} at layer {worst.index}: "
+            f"{self.curve} drifted: {worst.part}{self._place(worst.index)}: "
             f"{worst.stored:.7g} -> {worst.measured:.7g}, off by {size} "
             f"(bound {worst.bound:.0e}); {len(self.differences)} of {self.count} numbers "
-            f"beyond their bound\n  difference by layer ({worst.part}): {self.picture}\n"
+            f"beyond their bound\n{self._drawn(worst.part)}"
             f"  if the change is right, accept it with: {accept}"
         )
+
+    def _place(self, index: int) -> str:
+        return f" at {self.axis} {index + self.first}" if self.axis else ""
+
+    def _drawn(self, part: str) -> str:
+        return f"  difference by {self.axis} ({part}): {self.picture}\n" if self.axis else ""
 
 
 def compare_curves(
@@ -62,9 +71,11 @@ def compare_curves(
 
     Args:
         row: tolerances of the wider of the two dtypes.
-        step: smallest change of one token's value; a rate changes in steps of one neuron.
+        step: what rounding may move a number that changes in steps: the rate of neurons
+            at BOS, or the mean over tokens at a horizon of what is 0 or 1.
     """
     unit = str(stored.get("unit", ""))
+    horizons = "horizon" in stored
     found: list[Difference] = []
     count = 0
     for part in _PARTS:
@@ -73,10 +84,13 @@ def compare_curves(
         if len(old) != len(new):
             found.append(Difference(part, min(len(old), len(new)), len(old), len(new), math.inf, 0))
             continue
-        # Rounding turns a neuron near zero on or off: rates jump where norms only tremble.
-        averaged = part in ("mean", "gmean") and unit != "fraction"
-        bound = row.curve if averaged else row.token
-        slack = step if part == "bos" else 0.0
+        if horizons:
+            bound, slack = row.truncated, _slack_over_horizons(row, unit, step, old)
+        else:
+            # Rounding turns a neuron near zero on or off: rates jump where norms only tremble.
+            averaged = part in ("mean", "gmean") and unit != "fraction"
+            bound = row.curve if averaged else row.token
+            slack = step if part == "bos" else 0.0
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
             difference = _difference(part, index, a, b, bound, slack, unit)
             if not difference.size <= difference.bound:
@@ -88,7 +102,21 @@ def compare_curves(
     if found:
         part = found[0].part
         picture = _picture([d for d in found if d.part == part], len(_flat(measured.get(part, []))))
-    return Comparison(name, tuple(found), count, picture)
+    if horizons:
+        return Comparison(name, tuple(found), count, picture, "horizon", first=1)
+    single = stored.get("dims") == ["prompt", "position"]
+    return Comparison(name, tuple(found), count, picture, axis="" if single else "layer")
+
+
+def _slack_over_horizons(row: Tolerance, unit: str, step: float, values: list[float]) -> float:
+    """What may differ beside a share of the value.
+
+    Of predictions that are near chance, a share changes their likeliest token. A divergence
+    comes down to zero, and is noise there.
+    """
+    if unit == "fraction":
+        return row.truncated + step
+    return row.curve * max((abs(value) for value in values if math.isfinite(value)), default=0.0)
 
 
 def _difference(

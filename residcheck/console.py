@@ -6,19 +6,31 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from residcheck.claim import Claim
-from residcheck.curves import ModelInfo
+from residcheck.curves import Floats, ModelInfo, Run
 from residcheck.models import BUILTIN, DEFAULT_MODEL
 from residcheck.models.cache import find, home
 from residcheck.models.gguf import builtin_key
 from residcheck.progress import Progress as Report
+from residcheck.report.horizons import COLUMNS, TITLE, cells, half, in_words
+from residcheck.report.outline import outline
 from residcheck.result import ModelResult
-from residcheck.stats import Outcome
+from residcheck.stats import (
+    MIN_PROMPTS,
+    Estimate,
+    Outcome,
+    choose_decay,
+    effective_horizon,
+    horizons_fitted,
+    over_prompts,
+)
+from residcheck.stats.horizon_rules import MARGIN, complete
 from residcheck.verdict import Verdict
 
 STYLES = {
@@ -27,6 +39,9 @@ STYLES = {
     Outcome.INCONCLUSIVE: ("?", "yellow"),
     Outcome.NOT_APPLICABLE: ("-", "dim"),
 }
+_ALL_ROWS, _SPREAD_ROWS = 32, 25
+"""Up to so many horizons have a row each; of more, so many are shown."""
+_NUMBER = len("+9.999")
 
 
 @contextmanager
@@ -110,6 +125,152 @@ def _summary(result: ModelResult) -> str:
         news = f"{failing} new refutation(s) or change(s), {len(result.drifts)} drift(s)"
         return f"{said}; [red]{news}[/]"
     return f"{said}; nothing new against the record"
+
+
+def show_horizon(run: Run) -> None:
+    """Loss, divergence and agreement at every horizon, and how far back a model looks."""
+    console = _console()
+    if run.horizon is None or "horizon_loss" not in run.curves or not _predicting(run):
+        console.print(f"the run of {escape(run.model.id)} holds no loss over horizons")
+        return
+    for line in _horizon_title(run):
+        console.print(line)
+    table = Table()
+    table.add_column("k", justify="right", no_wrap=True)
+    for name in ("layers\ntouched", *_measured_over_horizons(run)):
+        table.add_column(name, justify="right", overflow="fold", min_width=_NUMBER)
+    middle = half(run)
+    longest = run["horizon_loss"].values.shape[-1]
+    for k in _shown(longest):
+        beyond = middle is not None and k > middle
+        if beyond and not any(row.style for row in table.rows):
+            table.add_section()
+        table.add_row(*_horizon_row(run, k), style="dim" if beyond else None)
+    console.print(table)
+    for line in _horizon_remarks(run, middle is not None and longest > middle):
+        console.print(line)
+
+
+def _horizon_title(run: Run) -> Iterator[str]:
+    assert run.horizon is not None
+    model, prompts = run.model, run.horizon.prompts
+    partial = "" if run.complete else ", interrupted"
+    how = f"{model.dtype} on {model.device}, {model.backend} ({model.processing} weights)"
+    yield f"[bold]{escape(model.id)}: layer horizon, {model.n_layers} layers, {how}[/]"
+    yield in_words(run.horizon)
+    yield f"{prompts.count} prompts, {prompts.tokens:,} tokens ({escape(prompts.source)}{partial})"
+    if "loss" in run.curves:
+        yield f"baseline, the loss of the model as it is: {_mean(run['loss'].prompt_mean)}"
+
+
+def _measured_over_horizons(run: Run) -> list[str]:
+    """The columns for what the run holds."""
+    interval = " \\[95 %\nover prompts]" if _predicting(run) >= MIN_PROMPTS else ""
+    columns = {
+        "horizon_loss": f"loss{interval}",
+        "loss": "over\nbaseline",
+        "horizon_kl": "KL",
+        "horizon_top1": "top-1\nagreement",
+    }
+    return [title for name, title in columns.items() if name in run.curves]
+
+
+def _shown(longest: int) -> list[int]:
+    """All horizons, or rows spread over them with the first and the last."""
+    if longest <= _ALL_ROWS:
+        return list(range(1, longest + 1))
+    return sorted({round(k) for k in np.linspace(1, longest, _SPREAD_ROWS).tolist()})
+
+
+def _horizon_row(run: Run, k: int) -> list[str]:
+    def at(name: str) -> Floats:
+        return run[name].prompt_mean[:, k - 1]
+
+    row = [str(k), str(_touched(run, k)), _mean(at("horizon_loss"))]
+    if "loss" in run.curves:
+        row.append(f"{np.nanmean(at('horizon_loss') - run['loss'].prompt_mean):+.3f}")
+    if "horizon_kl" in run.curves:
+        row.append(f"{abs(np.nanmean(at('horizon_kl'))):.3f}")  # rounding may take it below zero
+    if "horizon_top1" in run.curves:
+        row.append(f"{np.nanmean(at('horizon_top1')):.1%}")
+    return row
+
+
+def _touched(run: Run, k: int) -> int:
+    """How many layers read a truncated stream."""
+    from residcheck.horizon import Variant, schedule
+
+    fields = {name: value for name, value in vars(run.horizon).items() if name != "prompts"}
+    cuts = schedule(Variant(**fields), k, run.n_layers, run.model.parallel).layers
+    return sum(cut is not None for cut in cuts)
+
+
+def _mean(means: Floats) -> str:
+    """The mean over prompts, with its interval where there are enough for one."""
+    means = means[np.isfinite(means)]  # a prompt of one token predicts nothing
+    if len(means) < MIN_PROMPTS:
+        return f"{means.mean():.3f}"
+    found = over_prompts("mean", means)
+    return f"{found.value:.3f} \\[{found.low:.3f}, {found.high:.3f}]"
+
+
+def _predicting(run: Run) -> int:
+    """How many prompts there are to resample: those with a token that is predicted."""
+    return int(np.isfinite(run["horizon_loss"].prompt_mean).any(axis=1).sum())
+
+
+def _horizon_remarks(run: Run, marked: bool) -> Iterator[str]:
+    if marked:
+        yield "[dim]below the line: above half the depth, where few layers are touched[/]"
+    prompts = _predicting(run)
+    if prompts < MIN_PROMPTS:
+        yield f"no intervals: {prompts} prompt(s) say too little, {MIN_PROMPTS} are needed"
+    elif "loss" in run.curves:
+        yield from _how_far_back(run)
+
+
+def _how_far_back(run: Run) -> Iterator[str]:
+    """The effective horizons, and the shapes of the decay in the order of their fit."""
+    unit = "" if run.horizon is None else f" {run.horizon.unit}"
+    means = [run[name].prompt_mean for name in ("horizon_loss", "loss")]
+    (loss, baseline), _ = complete(*means)
+    excess = loss - baseline[:, None]
+    by_loss = effective_horizon(excess, "effective horizon by loss")
+    yield f"{_of(by_loss)}{unit}"
+    if "horizon_kl" in run.curves:
+        (divergence,), _ = complete(run["horizon_kl"].prompt_mean)
+        yield f"{_of(effective_horizon(divergence, 'effective horizon by KL'))}{unit}"
+    yield f"  from there on within {MARGIN} nats of the model as it is"
+    if by_loss.value == excess.shape[1]:
+        yield "  the loss is not within them at any horizon below the depth"
+    decay = choose_decay(excess[:, : len(horizons_fitted(excess.shape[1]))])
+    if decay is None:
+        yield "decay of the loss with k: no shape could be fitted"
+        return
+    yield f"decay of the loss with k: {decay.best.shape.value} fits best by AIC"
+    for fit in decay.fits:
+        found = "; ".join(_of(estimate) for estimate in decay.parameters[fit.shape])
+        share = f"best on {decay.frequency[fit.shape]:.0%} of resampled prompts"
+        yield f"  {found}; R² {fit.r_squared:.3f}, {share}"
+
+
+def _of(estimate: Estimate) -> str:
+    return escape(str(estimate))
+
+
+def show_horizons(results: Sequence[ModelResult]) -> None:
+    """Several models' horizons beside their growth and depth; nothing if there is one."""
+    found = outline(results).horizons
+    if found is None:
+        return
+    table = Table(title=TITLE, title_justify="left", title_style="bold")
+    for column in COLUMNS:
+        table.add_column(column)
+    for model in found.models:
+        table.add_row(*map(escape, cells(model)))
+    console = _console()
+    console.print(table)
+    console.print(escape(found.summary))
 
 
 def show_claims(claims: Sequence[Claim], models: Sequence[ModelInfo]) -> None:

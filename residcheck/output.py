@@ -61,6 +61,7 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
                 "model": asdict(result.run.model),
                 "prompts": asdict(result.run.prompts),
                 "environment": dict(result.run.environment),
+                "horizon": None if result.run.horizon is None else asdict(result.run.horizon),
                 "complete": result.run.complete,
                 "verdicts": [
                     judged.verdict.to_json()

@@ -148,7 +148,7 @@ def residcheck_judge(request: pytest.FixtureRequest, snapshot: Any) -> Callable[
         name = key(run.model.id, verdict_name(claim.id))
         if request.config.option.update_snapshots:
             stored = _stored(snapshot, measurements.snapshots)
-            assert stored(name=name) == verdict_document(run, judged.verdict)
+            assert stored(name=name) == verdict_document(run, judged.verdict, claim.curves)
         elif judged.fails:
             pytest.fail(_message(judged), pytrace=False)
         if judged.verdict.outcome.value == "not applicable":

@@ -24,6 +24,8 @@ class Tolerance:
         curve: largest relative change of a mean curve between libraries, attention
             kernels, batch sizes or machines.
         token: the same for a single token's value, which no average smooths.
+        truncated: the same as ``curve`` for a model whose sublayers read truncated streams:
+            it is far from what it was trained on, and amplifies rounding.
         unit: one rounding step, for exact statements (theorems, means of zero).
     """
 
@@ -32,6 +34,7 @@ class Tolerance:
     product: float
     curve: float
     token: float
+    truncated: float
     unit: float
 
 
@@ -42,21 +45,48 @@ class Tolerance:
 # Products, largest over twenty-nine tiny architectures and both built-in models: 4e-16 in
 # float64, 1.9e-6 in float32 (behind a post-norm; 6e-7 without), 6e-4 in float16, 8e-3 in
 # bfloat16; rounding grows with the root of the width, at most five times as wide again.
+# Truncated models, SmolLM2 135M through both backends on 150 tokens: mean losses and
+# divergences at horizon 1 moved by 1.6e-5 in float64 and 6.4e-4 in float32 (at others by a
+# hundredth of that), at any by 6e-2 in float16 and 8e-2 in bfloat16.
 # Identities: at most 2 units in the last place on twenty architectures.
 TOLERANCES: dict[str, Tolerance] = {
     # Eager attention and many norms compute in float32 whatever the dtype: against sdpa,
     # float64 tokens moved by up to 1.2e-6 and curves by 6.4e-8 (SmolLM2 135M).
     "float64": Tolerance(
-        identity=1e-13, logits=1e-6, product=1e-13, curve=5e-7, token=1e-5, unit=2.3e-16
+        identity=1e-13,
+        logits=1e-6,
+        product=1e-13,
+        curve=5e-7,
+        token=1e-5,
+        truncated=1e-4,
+        unit=2.3e-16,
     ),
     "float32": Tolerance(
-        identity=2e-6, logits=5e-5, product=1e-5, curve=1e-5, token=1e-4, unit=1.2e-7
+        identity=2e-6,
+        logits=5e-5,
+        product=1e-5,
+        curve=1e-5,
+        token=1e-4,
+        truncated=3e-3,
+        unit=1.2e-7,
     ),
     "float16": Tolerance(
-        identity=4e-3, logits=2e-2, product=4e-3, curve=2e-3, token=2e-2, unit=9.8e-4
+        identity=4e-3,
+        logits=2e-2,
+        product=4e-3,
+        curve=2e-3,
+        token=2e-2,
+        truncated=3e-1,
+        unit=9.8e-4,
     ),
     "bfloat16": Tolerance(
-        identity=3e-2, logits=1e-1, product=3e-2, curve=1e-2, token=1e-1, unit=7.9e-3
+        identity=3e-2,
+        logits=1e-1,
+        product=3e-2,
+        curve=1e-2,
+        token=1e-1,
+        truncated=3e-1,
+        unit=7.9e-3,
     ),
 }
 

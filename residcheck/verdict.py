@@ -20,6 +20,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """A curve beside the measured ones: ``values`` at the places of the plot's axis, in order.
+
+    It may be shorter than the axis, and is not drawn where it is NaN.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    kind: Literal["fitted", "published"]
+
+
+@dataclass(frozen=True)
 class Figure:
     """What to draw for a verdict, from the curves of the run.
 
@@ -31,6 +43,9 @@ class Figure:
         log: logarithmic vertical axis.
         phase: the window to shade.
         lines: fitted and published lines, drawn over the window.
+        fits: fitted and published curves, drawn along the whole axis.
+        window: the first and last place of a published window as the axis counts them
+            (horizons from 1), with its label; its ends are marked.
         bos: draw position 0 apart.
         level: a horizontal line at this value, with its label.
     """
@@ -40,6 +55,8 @@ class Figure:
     log: bool = True
     phase: Phase | None = None
     lines: tuple[Line, ...] = ()
+    fits: tuple[Trace, ...] = ()
+    window: tuple[int, int, str] | None = None
     bos: bool = False
     level: tuple[float, str] | None = None
 

@@ -134,6 +134,11 @@ def test_snapshots_hold_provenance(
     assert len(stored["curve"]["mean"]) == LAYERS
     assert stored["provenance"]["model"]["weights"].startswith("sha256:")
     assert stored["provenance"]["environment"]["torch"]
+    assert "horizon" not in stored["provenance"]
+    stored = json.loads((pytester.path / "snapshots/tiny-gpt2/horizon_loss.json").read_text())
+    assert stored["curve"]["horizon"] == list(range(1, LAYERS + 1))
+    assert stored["provenance"]["horizon"]["ablation"] == "zero"
+    assert stored["provenance"]["horizon"]["prompts"]["count"] == 20
 
 
 def test_update_with_fewer_models_deletes_nothing(

@@ -42,12 +42,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Segment:
-    """A fitted or published line over the phase's window; both arrays have its length."""
+    """A fitted or published line: its values at the entries of the axis that it runs over."""
 
     label: str
-    layers: Floats
+    entries: Floats
     values: Floats
     published: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ class Map:
 
 @dataclass(frozen=True)
 class Chart:
-    """All that one plot shows; ``log`` is said of the vertical axis, or of a map's colours."""
+    """All that one plot shows.
+
+    Args:
+        log: said of the vertical axis, or of a map's colours.
+        window: the first and the last entry between marked ends, and their label.
+        beyond: the first of the horizons above half the depth, which say little.
+    """
 
     log: bool
     unit: str
@@ -96,6 +103,8 @@ class Chart:
     map: Map | None = None
     phase: Phase | None = None
     level: tuple[float, str] | None = None
+    window: tuple[int, int, str] | None = None
+    beyond: int | None = None
 
     @property
     def empty(self) -> bool:

@@ -20,17 +20,19 @@ from residcheck.report.style import (
     MEDIAN,
     PUBLISHED,
     STRAND,
+    WINDOW,
     Stroke,
     stroke,
 )
 
 _NOTABLE = 1.05
 """A peak or dip is mentioned where it exceeds both ends by this factor."""
+_BEYOND = "above half the depth: few layers are touched"
 
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of the legend: a stroke, a shaded ``area``, or only what the text says."""
+    """An entry of the legend: a stroke, an ``area`` or point, or only what the text says."""
 
     text: str
     detail: str = ""
@@ -67,14 +69,24 @@ def _keys_of_references(chart: Chart) -> Iterator[Key]:
         yield Key("median token", chart.spread.name, MEDIAN)
         yield Key("tokens", f"from dark to pale: the densest {shares}, all", area="tokens")
     for segment in chart.segments:
-        published = segment.published
-        detail = "a line through the middle of the window" if published else ""
-        yield Key(segment.label, detail, PUBLISHED if published else FITTED)
+        if np.isfinite(segment.values).sum() == 1:
+            yield Key(segment.label, segment.detail, area="point")
+        else:
+            yield Key(segment.label, segment.detail, PUBLISHED if segment.published else FITTED)
     if chart.level is not None:
         yield Key(chart.level[1], number(chart.level[0]), LEVEL)
+    if chart.window is not None:
+        yield Key(chart.window[2], _between(chart, *chart.window[:2]), WINDOW)
     if chart.phase is not None:
         phase = chart.phase
         yield Key(f"layers {phase.first}-{phase.last}", phase.origin, area="phase")
+    if chart.beyond is not None:
+        yield Key(_BEYOND, area="phase")
+
+
+def _between(chart: Chart, first: int, last: int) -> str:
+    """Two ends of a part of the axis: ``horizons 10-25``."""
+    return f"{chart.axis.name}s {first + chart.axis.first}-{last + chart.axis.first}"
 
 
 def _caption(map: Map, across: Axis) -> str:
@@ -107,11 +119,15 @@ def _said(chart: Chart) -> Iterator[str]:
     if chart.spread is not None:
         yield _distribution(chart.spread, chart.axis)
     for segment in chart.segments:
-        yield _line(segment)
+        yield _line(segment, chart.axis)
     if chart.level is not None:
         yield f"level: {chart.level[1]} = {number(chart.level[0])}"
+    if chart.window is not None:
+        yield f"marked: {chart.window[2]}, {_between(chart, *chart.window[:2])}"
     if chart.phase is not None:
         yield f"shaded: {chart.phase}"
+    if chart.beyond is not None:
+        yield f"shaded: {_between(chart, chart.beyond, chart.axis.size - 1)}, {_BEYOND}"
 
 
 def _course(name: str, values: Floats, axis: Axis) -> str:
@@ -173,13 +189,21 @@ def _extremes(values: Floats, up: Axis, across: Axis) -> tuple[str, str]:
     return said[0], said[1]
 
 
-def _line(segment: Segment) -> str:
-    a, b = (number(float(segment.values[i])) for i in (0, -1))
-    first, last = (int(segment.layers[i]) for i in (0, -1))
-    return f"line {segment.label}: from {a} at layer {first} to {b} at layer {last}"
+def _line(segment: Segment, axis: Axis) -> str:
+    """From where to where; of a single point, where it is."""
+    drawn = np.flatnonzero(np.isfinite(segment.values))
+    if not drawn.size:
+        return f"line {segment.label}: no finite value"
+    ends = [
+        f"{number(float(segment.values[i]))} at {axis.place(int(segment.entries[i]))}"
+        for i in (drawn[0], drawn[-1])
+    ]
+    if drawn.size == 1:
+        return f"point {segment.label}: {ends[0]}"
+    return f"line {segment.label}: from {' to '.join(ends)}"
 
 
 def _distribution(spread: Spread, axis: Axis) -> str:
     low, high = (number(float(np.exp(spread.edges[i]))) for i in (0, -1))
     course = _course(f"the median token's {spread.name}", spread.median, axis)
-    return f"{course}, and all tokens of all layers lie between {low} and {high}"
+    return f"{course}, and all tokens of all {axis.name}s lie between {low} and {high}"

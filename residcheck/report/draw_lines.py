@@ -1,4 +1,4 @@
-"""Lines with their bands and strands, and histograms, against the layers."""
+"""Lines with their bands and strands, and histograms, against layers or another axis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_lines(figure: Figure, chart: Chart, limits: Limits) -> None:
     """The chart of lines, or the histogram, on an empty ``figure``."""
     axes = figure.add_axes((_LEFT, _BOTTOM, _ACROSS, _UP))
     _set_axes(axes, chart, limits)
-    _draw_phase(axes, chart)
+    _draw_areas(axes, chart)
     if chart.spread is not None:
         _draw_spread(axes, chart.spread)
     for series in chart.series:
@@ -63,10 +63,16 @@ def _set_ticks(axes: Axes, axis: Axis, room: float) -> None:
     axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
 
 
-def _draw_phase(axes: Axes, chart: Chart) -> None:
+def _draw_areas(axes: Axes, chart: Chart) -> None:
+    """The phase of the layers, or the horizons that say little."""
     if chart.phase is not None:
-        first, last = chart.phase.first - 0.5, chart.phase.last + 0.5
-        axes.axvspan(first, last, zorder=0, **_fill("shade", style.PHASE_OPACITY))
+        _shade(axes, chart.phase.first, chart.phase.last)
+    if chart.beyond is not None:
+        _shade(axes, chart.beyond, chart.axis.size - 1)
+
+
+def _shade(axes: Axes, first: int, last: int) -> None:
+    axes.axvspan(first - 0.5, last + 0.5, zorder=0, **_fill("shade", style.PHASE_OPACITY))
 
 
 def _draw_strands(axes: Axes, series: Series) -> None:
@@ -116,7 +122,10 @@ def _draw_band(axes: Axes, low: Floats, high: Floats, stroke: Stroke) -> None:
 def _draw_references(axes: Axes, chart: Chart) -> None:
     for segment in chart.segments:
         kind = style.PUBLISHED if segment.published else style.FITTED
-        _plot(axes, segment.layers, segment.values, kind)
+        _plot(axes, segment.entries, segment.values, kind)
+        _dots(axes, segment.entries, segment.values, kind, size=5)
+    for entry in chart.window[:2] if chart.window is not None else ():
+        _plot(axes, np.full(2, float(entry)), np.array(axes.get_ylim()), style.WINDOW)
     if chart.level is not None:
         ends = np.array([-0.5, chart.axis.size - 0.5])
         _plot(axes, ends, np.full(2, chart.level[0]), style.LEVEL)

@@ -69,11 +69,16 @@ def _set_axes(axes: Axes, chart: Chart, map: Map) -> None:
 
 
 def _up_label(axis: Axis) -> str:
-    return "layer that writes" if axis.name == "write" else axis.name
+    return "layer that writes" if axis.name == "write" else _name(axis)
 
 
 def _across_label(axis: Axis, up: Axis) -> str:
-    return "layer that reads" if axis.name == "read" or up.name == "write" else axis.name
+    return "layer that reads" if axis.name == "read" or up.name == "write" else _name(axis)
+
+
+def _name(axis: Axis) -> str:
+    """Pairs are told apart in the legend."""
+    return axis.name if axis.pair else axis.label
 
 
 def _set_bar(axes: Axes, chart: Chart, scale: Scale) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from residcheck.claim import FAMILIES, Claim
+from residcheck.report.horizons import COLUMNS, TITLE, Across, cells
 from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
 from residcheck.result import Judged, ModelResult
 from residcheck.stats import Outcome
@@ -30,6 +31,8 @@ def render(results: Sequence[ModelResult]) -> str:
         blocks.append(_table(page))
     if lines := [*_notable(page), *_drifted(page)]:
         blocks.append("\n".join(lines))
+    if page.horizons is not None:
+        blocks += _horizons(page.horizons)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -63,8 +66,18 @@ def plain(text: str) -> str:
 
 def _table(page: Outline) -> str:
     head = ["claim", *(plain(label) for label, _ in page.models)]
-    rows = [head, ["---"] * len(head), *map(_cells, page.sections)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _lines([head, *map(_cells, page.sections)])
+
+
+def _lines(rows: list[list[str]]) -> str:
+    """A table of finished cells, its head first."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def _horizons(found: Across) -> list[str]:
+    rows = [[plain(cell) for cell in row] for row in (COLUMNS, *map(cells, found.models))]
+    return [f"### {TITLE}", _lines(rows), plain(found.summary)]
 
 
 def _cells(section: Section) -> list[str]:

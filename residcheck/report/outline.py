@@ -10,6 +10,7 @@ from math import isfinite, isnan
 
 from residcheck.claim import Claim
 from residcheck.curves import ModelInfo, Run
+from residcheck.report.horizons import Across, across
 from residcheck.result import Drift, Judged, ModelResult
 from residcheck.stats import Outcome
 
@@ -66,6 +67,10 @@ class Outline:
     @cached_property
     def drifts(self) -> list[tuple[str, Drift]]:
         return [(label, drift) for label, result in self.models for drift in result.drifts]
+
+    @cached_property
+    def horizons(self) -> Across | None:
+        return across((a.model, a.run, a.judged.verdict) for a in self.answers)
 
     @property
     def subject(self) -> str:

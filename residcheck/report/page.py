@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from residcheck.curves import SCHEMA
-from residcheck.report import plots
+from residcheck.report import horizons, plots
 from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
 from residcheck.report.outline import SYMBOLS, Answer, Section, count, outline
@@ -57,6 +57,9 @@ def render(results: Sequence[ModelResult]) -> str:
         "count": count,
         "level": f"{LEVEL:.0%}",
         "provenance": provenance,
+        "horizon_title": horizons.TITLE,
+        "horizon_columns": horizons.COLUMNS,
+        "horizon_cells": horizons.cells,
         "token_opacities": [1 - (1 - LEVEL_OPACITY) ** n for n in range(len(LEVELS), 0, -1)],
     }
     drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
@@ -97,6 +100,9 @@ def facts(result: ModelResult) -> list[str]:
         f"{count(prompts.count, 'prompt')}, {count(prompts.tokens, 'token')}",
         f"weights {kind} {digest[:12]}" if digest else f"weights {kind[:24]}",
     ]
+    horizon = result.run.horizon
+    if horizon is not None and horizon.prompts.sha256 != prompts.sha256:
+        said.append(f"horizons on {count(horizon.prompts.count, 'prompt')}")
     return said if result.run.complete else [*said, "incomplete run"]
 
 
@@ -130,4 +136,11 @@ def provenance(result: ModelResult) -> list[tuple[str, str]]:
         "position 0": prompts.bos,
         "run schema": SCHEMA,
     }
+    if run.horizon is not None:
+        sample = run.horizon.prompts
+        taken = f"{count(sample.count, 'prompt')}, {count(sample.tokens, 'token')}"
+        said |= {
+            "horizon": horizons.in_words(run.horizon),
+            "horizon's prompts": f"{taken}, sha256 {sample.sha256}",
+        }
     return [*said.items(), *sorted(run.environment.items())]

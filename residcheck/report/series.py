@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from residcheck.curves import Curve, Floats, Run
+from residcheck.curves import TOKEN_DIMS, Curve, Floats, Run
 from residcheck.names import SAMPLED_AXES, STATISTICS
 from residcheck.report.axis import Axis
 from residcheck.report.chart import Chart, Map, Segment, Series
+from residcheck.report.horizons import half
 from residcheck.report.reduce import averaged, band, drawable, mean, ordered
 from residcheck.report.spread import spread_of
 from residcheck.verdict import Figure
 
 _LOG_COLOURS = ("norm", "ratio")
 """Units whose maps have logarithmic colours; others may be negative, or near 1 throughout."""
+_THROUGH = "a line through the middle of the window"
 
 
 def chart(run: Run, figure: Figure) -> Chart:
     """What ``figure`` asks for, of the curves that the run holds."""
     curves = [run.curves[name] for name in figure.curves if name in run.curves]
-    if figure.kind == "histogram":
-        return _histogram(curves, figure)
     if figure.kind == "map":
-        return _map(curves, figure)
-    return _lines(curves, figure)
+        return _map(run, curves, figure)
+    curves = [curve for curve in curves if curve.dims != TOKEN_DIMS[:2]]  # they have no axis
+    return (_histogram if figure.kind == "histogram" else _lines)(run, curves, figure)
 
 
-def _histogram(curves: list[Curve], figure: Figure) -> Chart:
+def _histogram(run: Run, curves: list[Curve], figure: Figure) -> Chart:
     tokens = [curve for curve in curves if curve.per_token][:1]
-    axis = _axis(tokens[0]) if tokens else Axis("layer", 0)
+    axis = _counted(run, _axis(tokens[0])) if tokens else Axis("layer", 0)
     spread = spread_of(tokens[0]) if tokens else None
-    return Chart(True, _unit(curves), axis, spread=spread, phase=figure.phase)
+    phase = figure.phase if axis.name == "layer" else None
+    return Chart(True, _unit(curves), axis, spread=spread, phase=phase, beyond=_beyond(run, axis))
 
 
-def _map(curves: list[Curve], figure: Figure) -> Chart:
+def _map(run: Run, curves: list[Curve], figure: Figure) -> Chart:
     """Of the first curve with two axes or more."""
     curve = next((curve for curve in curves if len(curve.dims) > 1), None)
     if curve is None:
@@ -53,25 +56,29 @@ def _map(curves: list[Curve], figure: Figure) -> Chart:
         Axis(up, len(values)),
         lost=log and bool((values <= 0).any()),
     )
-    return Chart(log, curve.unit, Axis(across, values.shape[1]), map=drawn)
+    return Chart(log, curve.unit, _counted(run, Axis(across, values.shape[1])), map=drawn)
 
 
-def _lines(curves: list[Curve], figure: Figure) -> Chart:
+def _lines(run: Run, curves: list[Curve], figure: Figure) -> Chart:
     """All curves along the first one's horizontal axis; a curve without it is left out."""
     axis = _axis(curves[0]) if curves else Axis("layer", 0)
     curves = [curve for curve in curves if _axis(curve).name == axis.name]
     series = [line for curve in curves for line in _series(curve, figure.log)]
     if figure.bos:
-        series += [_bos(curve, figure.log) for curve in curves if curve.per_token]
+        series += [_bos(curve, figure.log) for curve in curves if _has_bos(curve)]
     by_layer = axis.name == "layer"
+    size = max((len(line.values) for line in series), default=0)
+    axis = _counted(run, Axis(axis.name, size))
     return Chart(
         log=figure.log,
         unit=_unit(curves),
-        axis=Axis(axis.name, max((len(line.values) for line in series), default=0)),
+        axis=axis,
         series=tuple(series),
-        segments=_segments(figure) if by_layer else (),
+        segments=(*(_segments(figure) if by_layer else ()), *_fits(figure, size)),
         phase=figure.phase if by_layer else None,
         level=figure.level,
+        window=_window(figure, axis),
+        beyond=_beyond(run, axis),
     )
 
 
@@ -83,6 +90,30 @@ def _axis(curve: Curve) -> Axis:
     """The horizontal axis: layers where there are any."""
     name = "layer" if "layer" in curve.dims else curve.dims[-1]
     return Axis(name, curve.values.shape[curve.dims.index(name)])
+
+
+def _counted(run: Run, axis: Axis) -> Axis:
+    """The axis with what its horizons are counted in."""
+    if axis.name != "horizon" or run.horizon is None:
+        return axis
+    return replace(axis, unit=run.horizon.unit)
+
+
+def _beyond(run: Run, axis: Axis) -> int | None:
+    """The first of the horizons above half the model's depth, if the axis has any."""
+    middle = half(run)
+    if axis.name != "horizon" or middle is None or axis.size <= middle:
+        return None
+    return middle
+
+
+def _window(figure: Figure, axis: Axis) -> tuple[int, int, str] | None:
+    """The figure's window by the axis' entries, as far as the axis goes."""
+    if figure.window is None:
+        return None
+    first, last, label = figure.window
+    first, last = max(first - axis.first, 0), min(last - axis.first, axis.size - 1)
+    return (first, last, label) if first <= last else None
 
 
 def _series(curve: Curve, log: bool) -> Iterator[Series]:
@@ -163,6 +194,23 @@ def _bos(curve: Curve, log: bool) -> Series:
     return Series(f"{curve.name} at position 0", "BOS", drawable(values, log), bos=True)
 
 
+def _has_bos(curve: Curve) -> bool:
+    """Nothing predicts BOS: losses have no value there."""
+    return curve.per_token and not np.isnan(curve.bos).all()
+
+
+def _fits(figure: Figure, size: int) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(
+            fit.label,
+            np.arange(len(fit.values[:size]), dtype=np.float64),
+            drawable(np.array(fit.values[:size]), figure.log),
+            fit.kind == "published",
+        )
+        for fit in figure.fits
+    )
+
+
 def _segments(figure: Figure) -> tuple[Segment, ...]:
     if figure.phase is None:
         return ()
@@ -173,6 +221,7 @@ def _segments(figure: Figure) -> tuple[Segment, ...]:
             layers,
             drawable(np.exp(line.anchor + line.log_rate * layers), figure.log),
             line.kind == "published",
+            _THROUGH if line.kind == "published" else "",
         )
         for line in figure.lines
     )

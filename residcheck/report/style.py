@@ -39,6 +39,7 @@ BOS = Stroke("bos", 2, (1.5, 2))
 FITTED = Stroke("ink", 1)
 PUBLISHED = Stroke("ink", 1, (5, 3))
 LEVEL = Stroke("muted", 1.2, (2, 3))
+WINDOW = Stroke("muted", 1.2, (7, 2.5, 1.5, 2.5))
 MEDIAN = Stroke("ink", 1.4)
 STRAND = Stroke("strand", 0.8)
 """One head among many."""

@@ -7,6 +7,7 @@ from residcheck.snapshot.store import comparable as comparable
 from residcheck.snapshot.store import compare_documents as compare_documents
 from residcheck.snapshot.store import curve_document as curve_document
 from residcheck.snapshot.store import key as key
+from residcheck.snapshot.store import otherwise as otherwise
 from residcheck.snapshot.store import read as read
 from residcheck.snapshot.store import recorded_outcome as recorded_outcome
 from residcheck.snapshot.store import verdict_document as verdict_document

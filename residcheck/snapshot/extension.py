@@ -86,6 +86,8 @@ def _explain(measured_text: str, stored_text: str) -> str | None:
         stored = store.loads(stored_text, "that is stored")
     except RunFileError as error:
         return str(error)
+    if reason := store.otherwise(stored["provenance"], measured["provenance"]):
+        return f"{reason}\n  make it again with: {ACCEPT}"
     if stored["kind"] == "verdict":
         then, now = stored["verdict"]["verdict"], measured["verdict"]["verdict"]
         if then == now:

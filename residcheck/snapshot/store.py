@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import quote
 from residcheck.compare import Comparison, compare_curves
 from residcheck.curves import Run, read_json, summary
 from residcheck.errors import RunFileError
+from residcheck.names import HORIZON
 from residcheck.stats import Outcome
 from residcheck.tolerances import tolerance
 from residcheck.verdict import Verdict
@@ -47,27 +49,37 @@ def verdict_name(claim_id: str) -> str:
 
 def curve_document(run: Run, name: str) -> Document:
     """What is stored of a curve."""
-    return _document(run, "curve", name) | {"curve": summary(run[name])}
+    document = _document(run, "curve", name, over_horizons=name in HORIZON)
+    return document | {"curve": summary(run[name])}
 
 
-def verdict_document(run: Run, verdict: Verdict) -> Document:
-    """What is stored of a verdict."""
+def verdict_document(run: Run, verdict: Verdict, curves: Collection[str]) -> Document:
+    """What is stored of a verdict of a claim that reads ``curves``."""
     body = verdict.to_json()
     del body["model"]
-    return _document(run, "verdict", verdict.claim) | {"verdict": body}
+    over_horizons = not HORIZON.keys().isdisjoint(curves)
+    return _document(run, "verdict", verdict.claim, over_horizons) | {"verdict": body}
 
 
-def _document(run: Run, kind: str, name: str) -> Document:
+def _document(run: Run, kind: str, name: str, over_horizons: bool) -> Document:
     return {
         "schema": SCHEMA,
         "kind": kind,
         "name": name,
-        "provenance": {
-            "model": asdict(run.model),
-            "prompts": asdict(run.prompts),
-            "environment": dict(run.environment),
-        },
+        "provenance": _provenance(run, over_horizons),
     }
+
+
+def _provenance(run: Run, over_horizons: bool) -> dict[str, Any]:
+    """Where numbers are from; those over horizons have a variant and prompts of their own."""
+    said: dict[str, Any] = {
+        "model": asdict(run.model),
+        "prompts": asdict(run.prompts),
+        "environment": dict(run.environment),
+    }
+    if over_horizons:
+        said["horizon"] = None if run.horizon is None else asdict(run.horizon)
+    return said
 
 
 def dumps(document: Document) -> str:
@@ -116,28 +128,53 @@ def _check(document: Any, where: str) -> None:
 def comparable(document: Document, run: Run) -> str:
     """Why a document cannot be held against ``run``; empty if it can."""
     then = document["provenance"]
-    if then["model"]["weights"] != run.model.weights:
+    return otherwise(then, _provenance(run, over_horizons="horizon" in then))
+
+
+def otherwise(then: Document, now: Document) -> str:
+    """Of two provenances: what was another when the snapshot was taken; empty if nothing."""
+    if then["model"]["weights"] != now["model"]["weights"]:
         return "the snapshot is of other weights"
-    if then["prompts"]["sha256"] != run.prompts.sha256:
+    if then["prompts"]["sha256"] != now["prompts"]["sha256"]:
         return "the snapshot was taken on other prompts"
+    old, new = (provenance.get("horizon") or {} for provenance in (then, now))
+    if _variant(old) != _variant(new):
+        return "the snapshot was taken with another horizon variant"
+    if old and old["prompts"]["sha256"] != new["prompts"]["sha256"]:
+        return "the snapshot was taken on other prompts for the horizon"
     return ""
 
 
-def compare_documents(stored: Document, measured: Document) -> Comparison:
-    """Two documents of one curve, within the tolerance of the wider dtype.
+def _variant(horizon: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in horizon.items() if name != "prompts"}
 
-    Rounding may put two neurons on the other side of zero at a token: a rate at BOS,
-    which no average smooths, may differ by that much.
-    """
+
+def compare_documents(stored: Document, measured: Document) -> Comparison:
+    """Two documents of one curve, within the tolerance of the wider dtype."""
     now, then = measured["provenance"]["model"], stored["provenance"]["model"]
-    fraction = stored["curve"]["unit"] == "fraction" and now["d_mlp"]
     return compare_curves(
         stored["name"],
         stored["curve"],
         measured["curve"],
         tolerance(then["dtype"], now["dtype"]),
-        step=2 / now["d_mlp"] if fraction else 0.0,
+        step=_step(stored["curve"], measured["provenance"]),
     )
+
+
+def _step(curve: Document, provenance: Document) -> float:
+    """By how much rounding may move a fraction: two neurons, or the top of two predictions.
+
+    Two neurons may fall on the other side of zero at BOS, which no average smooths; two
+    tokens, of all that are predicted, may have another likeliest successor.
+    """
+    if curve["unit"] != "fraction":
+        return 0.0
+    if "horizon" not in curve:
+        neurons: int = provenance["model"]["d_mlp"] or 0
+        return 2 / neurons if neurons else 0.0
+    prompts = (provenance.get("horizon") or provenance)["prompts"]
+    predicted: int = prompts["tokens"] - prompts["count"]
+    return 2 / max(predicted, 1)
 
 
 def recorded_outcome(document: Document) -> Outcome:
