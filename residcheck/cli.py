@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from residcheck import __version__
+from residcheck.cli_horizon import horizon
+from residcheck.cli_options import FILE, interruptible, measured, measuring, specs
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 from residcheck.view.command import view
 
 if TYPE_CHECKING:
-    from residcheck.corpus import Prompts
     from residcheck.curves import Run
-    from residcheck.models import ModelSpec
 
-Command = Callable[..., Any]
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _EXIT_STATUS = (
     "Exit status: 0 nothing refuted or drifted, 1 something was, 2 wrong usage, "
     "3 could not measure."
@@ -75,80 +71,15 @@ def main() -> None:
     """
 
 
-def _measuring(command: Command) -> Command:
-    """The options that every measuring command has."""
-    options: Sequence[Callable[[Command], Command]] = (
-        click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps."),
-        click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64."),
-        click.option("--backend", metavar="NAME", help="transformer_lens (default), transformers."),
-        click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw."),
-        click.option("--prompts", metavar="FILE", type=_FILE,
-                     help="Text, one prompt a line, or JSON lines with 'text'."),
-        click.option("--max-tokens", metavar="N", type=int,
-                     help="Longest prompt, counting BOS (default 128)."),
-        click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=8,
-                     show_default=True, help="Prompts per forward pass."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _specs(models: Sequence[str], options: dict[str, Any]) -> list[ModelSpec]:
-    from residcheck.models import parse_spec
-
-    flags = {key: options[key] for key in ("device", "dtype", "backend", "processing")}
-    return [parse_spec(model).with_options(**flags) for model in models]
-
-
-def _interruptible(command: Command) -> Command:
-    """Ctrl-C during a pass keeps what was measured, where the user can find it."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from residcheck.measure import MeasurementInterrupted
-
-        try:
-            return command(*args, **kwargs)
-        except MeasurementInterrupted as stop:
-            if stop.run is not None:
-                from residcheck.curves import save_run
-
-                path = kwargs.get("out") or Path("residcheck-interrupted.json")
-                save_run(stop.run, path)
-                click.echo(
-                    f"interrupted: {stop.run.prompts.count} prompts were finished and are saved "
-                    f"in {path}\n  judge them with: residcheck report {path}",
-                    err=True,
-                )
-            raise KeyboardInterrupt from None
-
-    return run
-
-
-def _measure(spec: ModelSpec, prompts: Prompts, options: dict[str, Any]) -> Run:
-    from residcheck.console import progress_bars
-    from residcheck.measure import measure
-
-    with progress_bars() as progress:
-        return measure(
-            spec,
-            prompts,
-            max_tokens=options["max_tokens"],
-            batch_size=options["batch_size"],
-            progress=progress,
-        )
-
-
 @main.command(epilog=_EXIT_STATUS)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@_measuring
-@click.option("--report", metavar="FILE.html", type=_FILE, help="Write an HTML report.")
-@click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write verdicts as JSON.")
-@click.option("--markdown", metavar="FILE", type=_FILE, help="Write a job summary in Markdown.")
+@measuring
+@click.option("--report", metavar="FILE.html", type=FILE, help="Write an HTML report.")
+@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write verdicts as JSON.")
+@click.option("--markdown", metavar="FILE", type=FILE, help="Write a job summary in Markdown.")
 @click.option("--snapshots", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Folder of snapshots (default: ./snapshots, then those shipped).")  # fmt: skip
-@_interruptible
+@interruptible
 def verify(
     models: tuple[str, ...],
     report: Path | None,
@@ -163,19 +94,20 @@ def verify(
     gpt2-xl@REVISION,dtype=bf16,backend=transformers.
     """
     from residcheck.corpus import read_prompts
+    from residcheck.measure import HorizonOptions
     from residcheck.models import DEFAULT_MODEL
 
-    specs = _specs(models or (DEFAULT_MODEL,), options)
+    chosen = specs(models or (DEFAULT_MODEL,), options)
     prompts = read_prompts(options["prompts"])
     outputs = _Outputs(report, json_file, markdown)
     failure: ResidcheckError | None = None
-    for spec in specs:
+    for spec in chosen:
         try:
-            run = _measure(spec, prompts, options)
+            run = measured(spec, prompts, options, HorizonOptions(sample=True))
         except UsageError:
             raise
         except ResidcheckError as error:  # the other models still have their turn
-            if len(specs) == 1:
+            if len(chosen) == 1:
                 raise
             failure = error
             click.echo(f"error: {spec}: {error}", err=True)
@@ -216,23 +148,26 @@ class _Outputs:
 
 @main.command()
 @click.argument("model")
-@click.option("--out", metavar="RUN.json", type=_FILE, required=True,
+@click.option("--out", metavar="RUN.json", type=FILE, required=True,
               help="Run file to write; per-token arrays go beside it.")  # fmt: skip
-@_measuring
-@_interruptible
+@measuring
+@interruptible
 def measure(model: str, out: Path, **options: Any) -> None:
     """Measure every curve of MODEL and write a run file.
 
     The file holds, under curves.NAME, 'mean' and 'gmean' per layer over prompts and
-    non-BOS positions, and 'bos' at position 0.
+    non-BOS positions, and 'bos' at position 0. Layer horizons are measured on all of
+    FILE, and on a sample of residcheck's own passages.
     """
     from residcheck.corpus import read_prompts
     from residcheck.curves import save_run
+    from residcheck.measure import HorizonOptions
     from residcheck.output import prepare
 
-    spec = _specs((model,), options)[0]
+    spec = specs((model,), options)[0]
     prepare(out)
-    run = _measure(spec, read_prompts(options["prompts"]), options)
+    horizon = HorizonOptions(sample=options["prompts"] is None)
+    run = measured(spec, read_prompts(options["prompts"]), options, horizon)
     save_run(run, out)
     click.echo(
         f"{run.model.id}: {len(run.curves)} curves over {run.prompts.count} prompt(s), "
@@ -241,10 +176,10 @@ def measure(model: str, out: Path, **options: Any) -> None:
 
 
 @main.command(epilog=_EXIT_STATUS)
-@click.argument("runs", nargs=-1, required=True, type=_FILE, metavar="RUN.json...")
-@click.option("--report", "-o", metavar="FILE.html", type=_FILE, help="HTML file to write.")
-@click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write verdicts as JSON.")
-@click.option("--markdown", metavar="FILE", type=_FILE, help="Write a job summary in Markdown.")
+@click.argument("runs", nargs=-1, required=True, type=FILE, metavar="RUN.json...")
+@click.option("--report", "-o", metavar="FILE.html", type=FILE, help="HTML file to write.")
+@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write verdicts as JSON.")
+@click.option("--markdown", metavar="FILE", type=FILE, help="Write a job summary in Markdown.")
 @click.option("--snapshots", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Folder of snapshots (default: ./snapshots, then those shipped).")  # fmt: skip
 def report(
@@ -268,7 +203,7 @@ def report(
 
 @main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN.json]...")
-@click.option("--markdown", metavar="FILE", type=_FILE, help="Write the claims as a page.")
+@click.option("--markdown", metavar="FILE", type=FILE, help="Write the claims as a page.")
 def claims(models: tuple[str, ...], markdown: Path | None) -> None:
     """List what is checked: source, published numbers, and what applies to each MODEL.
 
@@ -305,4 +240,5 @@ def models() -> None:
     show_models()
 
 
+main.add_command(horizon)
 main.add_command(view)

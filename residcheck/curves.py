@@ -29,6 +29,8 @@ from residcheck.names import SAMPLED_AXES
 SCHEMA = "residcheck.run/1"
 _DAMAGE = (AttributeError, KeyError, TypeError, ValueError, OSError, BadZipFile)
 TOKEN_DIMS = ("prompt", "position", "layer")
+_COUNTED_FROM = {"layer": 0, "horizon": 1}
+"""Axes whose places a summary names, and what their first place is called."""
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -39,8 +41,8 @@ class Curve:
 
     Args:
         name: TransformerLens' name of the quantity, e.g. ``resid_post_norm``.
-        dims: the name of each axis of ``values``; per-token curves are
-            ``("prompt", "position", "layer")``.
+        dims: the name of each axis of ``values``; per-token curves begin with
+            ``("prompt", "position")``.
         values: the numbers; NaN where a prompt has no token at a position.
         unit: what the numbers count, e.g. ``"norm"`` or ``"cosine"``.
     """
@@ -56,7 +58,7 @@ class Curve:
 
     @property
     def per_token(self) -> bool:
-        return self.dims == TOKEN_DIMS
+        return self.dims[:2] == TOKEN_DIMS[:2] and len(self.dims) <= len(TOKEN_DIMS)
 
     @cached_property
     def double(self) -> Floats:
@@ -66,12 +68,12 @@ class Curve:
     @cached_property
     def ordinary(self) -> Floats:
         """Values at ordinary positions, all but position 0: prompt x position x layer."""
-        return self.values[:, 1:, :].astype(np.float64)
+        return self.values[:, 1:].astype(np.float64)
 
     @cached_property
     def bos(self) -> Floats:
         """Values at position 0: prompt x layer."""
-        return self.values[:, 0, :].astype(np.float64)
+        return self.values[:, 0].astype(np.float64)
 
     @cached_property
     def mean(self) -> Floats:
@@ -148,6 +150,22 @@ class PromptInfo:
 
 
 @dataclass(frozen=True)
+class HorizonInfo:
+    """How the curves over horizons were taken: the variant's fields, and on which prompts.
+
+    The fields are those of :class:`residcheck.horizon.Variant`, which has their formulas.
+    """
+
+    ablation: str
+    outputs: str
+    enforced: str
+    layer: int | None
+    unembedding: str
+    unit: str
+    prompts: PromptInfo
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything measured on one model with one set of prompts."""
 
@@ -156,6 +174,7 @@ class Run:
     prompts: PromptInfo
     curves: Mapping[str, Curve]
     complete: bool = True
+    horizon: HorizonInfo | None = None
 
     def __getitem__(self, name: str) -> Curve:
         return self.curves[name]
@@ -168,14 +187,17 @@ class Run:
 def summary(curve: Curve) -> dict[str, Any]:
     """What the JSON file says of a curve; the full array is in the ``.npz`` file."""
     head: dict[str, Any] = {"dims": list(curve.dims), "unit": curve.unit}
-    if "layer" in curve.dims:
-        head["layer"] = list(range(curve.values.shape[curve.dims.index("layer")]))
+    for axis in set(_COUNTED_FROM) & set(curve.dims):
+        size, first = curve.values.shape[curve.dims.index(axis)], _COUNTED_FROM[axis]
+        head[axis] = list(range(first, first + size))
     if not curve.per_token:
         return head | _kept_apart(curve)
     head["mean"] = _plain(curve.mean)
     if curve.unit == "norm":
         head["gmean"] = _plain(curve.gmean)
-    return head | {"bos": _plain(_nanmean(curve.bos, 0))}
+    if np.isfinite(curve.bos).any():  # nothing predicts BOS: losses have no value there
+        head["bos"] = _plain(_nanmean(curve.bos, 0))
+    return head
 
 
 def _kept_apart(curve: Curve) -> dict[str, Any]:
@@ -212,6 +234,7 @@ def save_run(run: Run, path: Path) -> None:
             "model": asdict(run.model),
             "environment": dict(run.environment),
             "prompts": asdict(run.prompts),
+            "horizon": None if run.horizon is None else asdict(run.horizon),
             "arrays": {"file": arrays.name, "sha256": _sha256(partial_arrays)},
             "curves": {name: summary(curve) for name, curve in run.curves.items()},
         }
@@ -271,9 +294,16 @@ def load_run(path: Path) -> Run:
             prompts=PromptInfo(**document["prompts"]),
             curves=curves,
             complete=bool(document["complete"]),
+            horizon=_horizon_info(document.get("horizon")),
         )
     except _DAMAGE as error:
         raise RunFileError(f"{path} is damaged: {error}") from error
+
+
+def _horizon_info(stored: dict[str, Any] | None) -> HorizonInfo | None:
+    if stored is None:
+        return None
+    return HorizonInfo(**stored | {"prompts": PromptInfo(**stored["prompts"])})
 
 
 def read_json(path: Path, schema: str) -> dict[str, Any]:

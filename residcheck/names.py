@@ -180,5 +180,24 @@ STRUCTURE: dict[str, Statistic] = {
         ("stream",), ("prompt", "position", "layer"), "kurtosis", "the same after a rotation"
     ),
 }
-STATISTICS: dict[str, Statistic] = WEIGHTS | RANDOM_INPUTS | STRUCTURE
+# Per predicted token: position 0 is BOS, which nothing predicts. Horizons count from 1.
+_PER_HORIZON = ("prompt", "position", "horizon")
+HORIZON: dict[str, Statistic] = {
+    "loss": Statistic(
+        ("stream",), ("prompt", "position"), "nats", "loss of the model as it is, per token"
+    ),
+    "horizon_loss": Statistic(
+        ("stream",), _PER_HORIZON, "nats", "loss where sublayers read the last k layers only"
+    ),
+    "horizon_kl": Statistic(
+        ("stream",), _PER_HORIZON, "nats", "divergence of its predictions from the full model's"
+    ),
+    "horizon_top1": Statistic(
+        ("stream",), _PER_HORIZON, "fraction", "share of tokens whose likeliest next one stays"
+    ),
+    "horizon_loss_from_middle": Statistic(
+        ("stream",), _PER_HORIZON, "nats", "the loss where only the upper half reads so"
+    ),
+}
+STATISTICS: dict[str, Statistic] = WEIGHTS | RANDOM_INPUTS | STRUCTURE | HORIZON
 EVERYTHING = (*QUANTITIES, *PROBES, *STATISTICS)

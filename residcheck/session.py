@@ -64,7 +64,7 @@ class Measurements:
         if spec not in self._runs:
             from filelock import FileLock
 
-            from residcheck.measure import measure
+            from residcheck.measure import HorizonOptions, measure
 
             path = self._run_file(spec, shared)
             with FileLock(path.with_suffix(".lock")):
@@ -77,6 +77,7 @@ class Measurements:
                         max_tokens=self.max_tokens,
                         names=self._curves,
                         batch_size=self.batch_size,
+                        horizon=HorizonOptions(sample=True),
                     )
                     save_run(self._runs[spec], path)
         return self._runs[spec]

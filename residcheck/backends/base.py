@@ -184,6 +184,21 @@ class Backend(Protocol):
         """Run the model; without ``logits`` the pass ends at the last block."""
         ...
 
+    def alone(
+        self,
+        layer: int,
+        stream: Float[Tensor, "batch pos d_model"],
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        taps: Taps,
+    ) -> None:
+        """Run one block on a stream of one's own, with ``taps`` on that block."""
+        ...
+
+    def unembed(self, stream: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
+        """The logits that the model makes of the stream after its last block."""
+        ...
+
     def affine(self, layer: int, site: Site) -> Affine:
         """Gain and bias still applied at ``ln1_out`` or ``ln2_out``."""
         ...

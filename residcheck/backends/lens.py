@@ -23,6 +23,7 @@ from residcheck.backends.base import (
     affine_of,
     post_norm_of,
 )
+from residcheck.backends.blockwise import Blockwise, end_pass
 from residcheck.backends.ends import embedding_scale
 from residcheck.backends.layer_weights import AttentionWeights, LayerWeights, MLPWeights
 from residcheck.errors import LoadError, first_line
@@ -45,7 +46,7 @@ OPTIONAL: tuple[Site, ...] = ("z", "mlp_post")  # absent or silent for some arch
 POST_NORMS: dict[Site, str] = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
 
 
-class LensBackend:
+class LensBackend(Blockwise):
     """Taps a model through TransformerLens' hook points.
 
     The bridge takes over the modules of ``loaded.model``: use that model no more.
@@ -59,6 +60,7 @@ class LensBackend:
         self._embedding_scale = embedding_scale(loaded.model)
         with quiet_libraries():
             self._bridge = _boot(loaded)
+        self.stack = list(self._bridge.blocks)
         self.anatomy = replace(
             self.anatomy,
             missing={**self._silent(loaded.spec.device), **self.anatomy.missing},
@@ -66,17 +68,16 @@ class LensBackend:
         )
 
     @torch.inference_mode()
-    def forward(
+    def run(
         self,
         tokens: Int[Tensor, "batch pos"],
         mask: Int[Tensor, "batch pos"],
         taps: Taps,
-        *,
-        logits: bool,
+        last: int | None,
     ) -> Float[Tensor, "batch pos vocab"] | None:
         hooks = [(self.hook_name(*where), _as_hook(tap)) for where, tap in taps.items()]
-        if not logits:
-            hooks.append((self.hook_name(self.anatomy.n_layers - 1, "resid_post"), _end_pass))
+        if last is not None:
+            hooks.append((self.hook_name(last, "resid_post"), end_pass))
         try:
             with self._bridge.hooks(fwd_hooks=hooks):
                 result: Tensor = self._bridge(tokens, attention_mask=mask, return_type="logits")
@@ -199,7 +200,3 @@ def _as_hook(tap: Tap) -> Any:
         return None if replaced is None else replaced.reshape(tensor.shape)
 
     return hook
-
-
-def _end_pass(tensor: Tensor, hook: Any) -> None:
-    raise EndOfPass

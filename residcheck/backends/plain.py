@@ -21,13 +21,14 @@ from residcheck.backends.base import (
     affine_of,
     post_norm_of,
 )
+from residcheck.backends.blockwise import Blockwise, end_pass
 from residcheck.backends.ends import embedding_of, final_norm_of, unembedding_of
 from residcheck.backends.layer_weights import LayerWeights
 from residcheck.backends.projections import attention_weights, mlp_weights
 from residcheck.models import LoadedModel
 
 
-class PlainBackend:
+class PlainBackend(Blockwise):
     """Taps a transformers model through PyTorch's module hooks."""
 
     name = "transformers"
@@ -37,22 +38,21 @@ class PlainBackend:
         self._model = loaded.model
         self._blocks: Blocks = dissect(loaded.model)
         self.anatomy = self._blocks.anatomy
+        self.stack = list(self._blocks.modules)
 
     @torch.inference_mode()
-    def forward(
+    def run(
         self,
         tokens: Int[Tensor, "batch pos"],
         mask: Int[Tensor, "batch pos"],
         taps: Taps,
-        *,
-        logits: bool,
+        last: int | None,
     ) -> Float[Tensor, "batch pos vocab"] | None:
         with ExitStack() as hooks:
             for (layer, site), tap in taps.items():
                 hooks.callback(self._attach(layer, site, tap, tokens.shape).remove)
-            if not logits:
-                last = self._blocks.modules[-1]
-                hooks.callback(last.register_forward_hook(_end_pass).remove)
+            if last is not None:
+                hooks.callback(self.stack[last].register_forward_hook(end_pass).remove)
             try:
                 output = self._model(input_ids=tokens, attention_mask=mask, use_cache=False)
             except EndOfPass:
@@ -107,10 +107,6 @@ class PlainBackend:
         part = self._blocks.parts[site]
         where = f"{self._blocks.path}.{layer}" + (f".{part.path}" if part.path else "")
         return f"{part.side} of {where}"
-
-
-def _end_pass(module: nn.Module, args: Any, output: Any) -> None:
-    raise EndOfPass
 
 
 class _Reader:

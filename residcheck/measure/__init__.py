@@ -7,14 +7,18 @@ reduced to scalars per token and layer on the device, and nothing else is kept.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from residcheck.backends import open_backend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Curve, ModelInfo, Run
-from residcheck.errors import LoadError
+from residcheck.errors import LoadError, UnsupportedModelError
 from residcheck.measure.arguments import checked
+from residcheck.measure.horizons import WHOLE, HorizonRecording
+from residcheck.measure.horizons import HorizonOptions as HorizonOptions
+from residcheck.measure.horizons import curves_of as curves_of
 from residcheck.measure.opening import Session as Session
 from residcheck.measure.opening import open_session as open_session
 from residcheck.measure.probes import centring_probe, padding_probe
@@ -25,6 +29,7 @@ from residcheck.measure.recording import Recording
 from residcheck.measure.tokens import batches
 from residcheck.models import ModelSpec, load
 from residcheck.names import EVERYTHING as EVERYTHING
+from residcheck.names import HORIZON
 from residcheck.names import QUANTITIES as QUANTITIES
 from residcheck.progress import Progress, silent
 from residcheck.weights.statistics import folded_statistics
@@ -47,6 +52,7 @@ def measure(
     max_tokens: int | None = None,
     names: Iterable[str] = EVERYTHING,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    horizon: HorizonOptions = WHOLE,
     progress: Progress = silent,
 ) -> Run:
     """Load ``spec``, pass the gate, and measure ``names`` on ``prompts``.
@@ -56,6 +62,7 @@ def measure(
         max_tokens: longest prompt, counting BOS; 128 unless given.
         names: curves to take, of :data:`EVERYTHING`.
         batch_size: prompts per forward pass.
+        horizon: how the curves over layer horizons are taken.
 
     Raises:
         UsageError: an unknown name, or a batch size below 1.
@@ -64,7 +71,7 @@ def measure(
     """
     wanted = checked(names, batch_size)
     session = open_session(spec, prompts or shipped(), max_tokens, progress, wanted)
-    return run_session(session, wanted, batch_size, progress)
+    return run_session(session, wanted, batch_size, horizon, progress)
 
 
 def describe(spec: ModelSpec, progress: Progress = silent) -> ModelInfo:
@@ -78,30 +85,57 @@ def run_session(
     session: Session,
     names: Iterable[str] = EVERYTHING,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    horizon: HorizonOptions = WHOLE,
     progress: Progress = silent,
 ) -> Run:
-    """The instrumented pass over the session's prompts, and the probes that are asked for."""
+    """The instrumented pass over the session's prompts, and all that is asked for beside it."""
     wanted = checked(names, batch_size)
     device = session.loaded.spec.device
+    horizons = HorizonRecording(session, wanted, horizon, batch_size)
     recording = Recording(session, wanted)
-    total = sum(map(len, session.encoded.ids))
+    experiments: dict[str, Curve] = {}
     try:
+        _check_horizons(horizons, session, wanted)
         experiments = _run_experiments(session, wanted, progress)
-        for batch in batches(session.encoded, batch_size, device):
-            progress(f"measuring {session.loaded.id}", recording.tokens, total)
-            recording.take(batch)
-        progress(f"measuring {session.loaded.id}", total, total)
+        _run_pass(recording, session, batch_size, progress)
+        horizons.take_all(progress)
     except KeyboardInterrupt:
-        raise MeasurementInterrupted(recording.run({}, complete=False)) from None
+        if recording.idle:
+            recording.done = horizons.done
+        unfinished = recording.run(experiments | horizons.curves(), complete=False)
+        raise MeasurementInterrupted(_with(horizons, unfinished)) from None
     except torch.OutOfMemoryError as error:
         raise LoadError(
             f"{device} ran out of memory at {batch_size} prompts of "
             f"{session.encoded.max_tokens} tokens",
-            "use a smaller --batch-size or --max-tokens",
+            "use a smaller --batch-size, --max-tokens or --memory",
         ) from error
-    finished = recording.run(experiments, complete=True)
+    finished = _with(horizons, recording.run(experiments | horizons.curves(), complete=True))
     assert finished is not None
     return finished
+
+
+def _check_horizons(horizons: HorizonRecording, session: Session, wanted: list[str]) -> None:
+    """Where other curves are wanted, too, a model without horizons lacks theirs."""
+    try:
+        horizons.check()
+    except UnsupportedModelError as error:
+        if set(wanted) <= set(HORIZON):
+            raise
+        horizons.leave_out()
+        session.missing.update(dict.fromkeys(HORIZON, error.message))
+
+
+def _with(horizons: HorizonRecording, run: Run | None) -> Run | None:
+    return None if run is None else replace(run, horizon=horizons.info())
+
+
+def _run_pass(recording: Recording, session: Session, batch_size: int, progress: Progress) -> None:
+    label, total = f"measuring {session.loaded.id}", sum(map(len, session.encoded.ids))
+    for batch in batches(session.encoded, batch_size, session.loaded.spec.device):
+        progress(label, recording.tokens, total)
+        recording.take(batch)
+    progress(label, total, total)
 
 
 def _run_experiments(session: Session, names: list[str], progress: Progress) -> dict[str, Curve]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from residcheck.backends import Site, Tap
 from residcheck.measure.identities import distance
+from residcheck.seeds import generator
 
 
 class Reaction:
@@ -40,8 +41,11 @@ class Reaction:
 
     def _replace(self, x: Float[Tensor, "2 pos d"]) -> Float[Tensor, "2 pos d"]:
         assert self._stream is not None
-        other, self._stream = self._stream.flip(-1).to(x), None
-        return torch.stack([x[0], other])
+        size, self._stream = self._stream.float().norm(dim=-1, keepdim=True), None
+        # A random direction: any permutation of the stream would keep its norm and sum.
+        noise = torch.randn(x.shape[1:], generator=generator("attention"))
+        other = noise.to(x.device) * size / x.shape[-1] ** 0.5
+        return torch.stack([x[0], other.to(x)])
 
     def _compare(self, x: Float[Tensor, "2 pos d"]) -> None:
         own, other = x.double()

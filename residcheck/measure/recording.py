@@ -38,11 +38,19 @@ class Recording:
         shape = (len(ids), max(map(len, ids)), anatomy.n_layers)
         self._float = np.float64 if double else np.float32
         self._arrays = {name: np.full(shape, np.nan, self._float) for name in self._names}
-        self._done: set[int] = set()
+        self.done: list[int] = []
         self.tokens = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is wanted of a pass, so that none is run."""
+        return not self._names and not self._structure
 
     def take(self, batch: Batch) -> None:
         """Run a batch and keep what its taps leave."""
+        if self.idle:
+            self.done += batch.indices
+            return
         backend = self._session.backend
         lengths: list[int] = batch.mask.sum(dim=1).tolist()
         shape, device = batch.tokens.shape, batch.tokens.device
@@ -63,7 +71,7 @@ class Recording:
         self._refuse_nonfinite(batch.indices, lengths)
         if structure is not None:
             self._keep(batch.indices, structure.rows())
-        self._done.update(batch.indices)
+        self.done += batch.indices
         self.tokens += sum(lengths)
 
     def _keep(self, indices: list[int], rows: dict[str, Tensor]) -> None:
@@ -91,7 +99,7 @@ class Recording:
             )
 
     def run(self, experiments: dict[str, Curve], *, complete: bool) -> Run | None:
-        done = sorted(self._done)
+        done = sorted(self.done)
         if not done:
             return None
         session = self._session

@@ -1,0 +1,92 @@
+"""What the commands that measure have in common: options, models, ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from residcheck.corpus import Prompts
+    from residcheck.curves import Run
+    from residcheck.measure import HorizonOptions
+    from residcheck.models import ModelSpec
+
+Command = Callable[..., Any]
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def measuring(command: Command) -> Command:
+    """The options that every measuring command has."""
+    options: Sequence[Callable[[Command], Command]] = (
+        click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps."),
+        click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64."),
+        click.option("--backend", metavar="NAME", help="transformer_lens (default), transformers."),
+        click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw."),
+        click.option("--prompts", metavar="FILE", type=FILE,
+                     help="Text, one prompt a line, or JSON lines with 'text'."),
+        click.option("--max-tokens", metavar="N", type=int,
+                     help="Longest prompt, counting BOS (default 128)."),
+        click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=8,
+                     show_default=True, help="Prompts per forward pass."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def specs(models: Sequence[str], options: dict[str, Any]) -> list[ModelSpec]:
+    from residcheck.models import parse_spec
+
+    flags = {key: options[key] for key in ("device", "dtype", "backend", "processing")}
+    return [parse_spec(model).with_options(**flags) for model in models]
+
+
+def interruptible(command: Command) -> Command:
+    """Ctrl-C during a pass keeps what was measured, where the user can find it."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from residcheck.measure import MeasurementInterrupted
+
+        try:
+            return command(*args, **kwargs)
+        except MeasurementInterrupted as stop:
+            if stop.run is not None:
+                from residcheck.curves import save_run
+
+                path = kwargs.get("out") or Path("residcheck-interrupted.json")
+                save_run(stop.run, path)
+                click.echo(
+                    f"interrupted: {stop.run.prompts.count} prompts were finished and are saved "
+                    f"in {path}\n  judge them with: residcheck report {path}",
+                    err=True,
+                )
+            raise KeyboardInterrupt from None
+
+    return run
+
+
+def measured(
+    spec: ModelSpec,
+    prompts: Prompts,
+    options: dict[str, Any],
+    horizon: HorizonOptions,
+    names: Iterable[str] | None = None,
+) -> Run:
+    from residcheck.console import progress_bars
+    from residcheck.measure import EVERYTHING, measure
+
+    with progress_bars() as progress:
+        return measure(
+            spec,
+            prompts,
+            max_tokens=options["max_tokens"],
+            names=EVERYTHING if names is None else names,
+            batch_size=options["batch_size"],
+            horizon=horizon,
+            progress=progress,
+        )

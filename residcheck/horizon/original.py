@@ -1,0 +1,71 @@
+"""The streams of the unmodified model, and their means over the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from residcheck.backends import Backend, Site, Tap
+
+Tokens = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
+"""Token ids and mask, padded on the right."""
+
+
+def streams(backend: Backend, batch: Tokens, middles: bool) -> dict[int, Float[Tensor, "b t d"]]:
+    """The stream before each sublayer and after the last one, by its number, in float32 at least.
+
+    Args:
+        middles: whether those between the sublayers of a block are wanted, too; in a
+            parallel block, where there is none, resid_pre + attn_out.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Tap:
+        return lambda x: found.update({place: wide(x)})
+
+    def add(layer: int) -> Tap:
+        return lambda x: found.update({2 * layer + 1: found[2 * layer] + x})
+
+    layers = range(backend.anatomy.n_layers)
+    taps: dict[tuple[int, Site], Tap] = {(n, "resid_pre"): keep(2 * n) for n in layers}
+    if middles:
+        taps |= {(n, "attn_out"): add(n) for n in layers}
+    taps[layers[-1], "resid_post"] = keep(2 * len(layers))
+    backend.forward(*batch, taps, logits=False)
+    return found
+
+
+def wide(x: Tensor) -> Tensor:
+    """A copy in float32 at least; what a tap sees may be added to in place later."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+
+
+class Means:
+    """What stays of a removed stream under ablation by the mean.
+
+    The mean over ordinary tokens of all prompts; position 0, which has norms of its own
+    and sees no text, has its own mean.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, backend: Backend, batches: Iterable[Tokens], middles: bool) -> None:
+        self._sums: dict[int, Float[Tensor, "2 d"]] = {}
+        counts = torch.zeros(2, 1, dtype=torch.float64)
+        for tokens, mask in batches:
+            ordinary = mask.bool().clone()
+            ordinary[:, 0] = False
+            counts += torch.tensor([[len(tokens)], [int(ordinary.sum())]])
+            for place, stream in streams(backend, (tokens, mask), middles).items():
+                bos, rest = stream[:, 0].double(), stream[ordinary].double()
+                sums = torch.stack([bos.sum(dim=0), rest.sum(dim=0)])
+                self._sums[place] = self._sums.get(place, 0) + sums
+        self._counts = counts
+
+    def at(self, place: int, like: Float[Tensor, "b t d"]) -> Float[Tensor, "t d"]:
+        """For every position the mean of the stream numbered ``place``."""
+        sums = self._sums[place]
+        bos, rest = (sums / self._counts.to(sums.device)).to(like.dtype)
+        return torch.cat([bos[None], rest.expand(like.shape[1] - 1, -1)])
