@@ -33,7 +33,7 @@ def test_horizon_decay(run: Run) -> Finding:
     the model's own loss at k = 1 ... L-1 is fitted by an exponential, a power law and a
     sigmoid (scipy's curve_fit, errors proportional to the excess down to a tenth of its
     largest value): the exponential must have the lowest AIC in the whole interval over
-    prompts, on at least eight horizons' worth of curve. Another shape refutes it if it wins
+    prompts, on at least eleven horizons' worth of curve. Another shape refutes it if it wins
     in the whole interval, and by 6. tau is where the excess is down by a factor e. The
     effective horizon is the smallest k from which on the loss is within 0.1 nats of the
     model's own, by two one-sided tests."""

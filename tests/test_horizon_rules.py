@@ -44,7 +44,7 @@ def horizons(layers: int = LAYERS) -> Floats:
 
 
 def exponential(layers: int = LAYERS) -> Floats:
-    return np.asarray(6 * np.exp(-horizons(layers) / (layers / 6)))
+    return np.asarray(6 * np.exp(-horizons(layers) / (layers / 4)))
 
 
 def sigmoid(layers: int = LAYERS) -> Floats:
@@ -84,9 +84,10 @@ def losses(
         (0 * exponential(), REFUTED),
         (-exponential(), REFUTED),
         (exponential()[::-1], REFUTED),
-        (exponential(7), INCONCLUSIVE),  # too few horizons to tell shapes apart
+        (exponential(10), INCONCLUSIVE),  # too few horizons to tell shapes apart
+        (6 * np.exp(-horizons() / 2), INCONCLUSIVE),  # over within five
     ],
-    ids=["exponential", "sigmoid", "power", "step", "flat", "below", "rising", "short"],
+    ids=["exponential", "sigmoid", "power", "step", "flat", "below", "rising", "shallow", "short"],
 )
 def test_horizon_decay(rng: np.random.Generator, excess: Floats, outcome: Outcome) -> None:
     assert horizon_decay(*losses(excess, rng)).outcome is outcome
@@ -96,7 +97,7 @@ def test_what_is_reported_of_a_decay(rng: np.random.Generator) -> None:
     loss, baseline = losses(exponential(), rng, jagged=0.0)
     values = {e.name: e for e in horizon_decay(loss, baseline).estimates}
     tau = values["tau of the exponential"]
-    assert tau.low <= 4 <= tau.high
+    assert tau.value == pytest.approx(LAYERS / 4, rel=0.1)
     assert values["loss at k = 1"].value == pytest.approx(loss[:, 0].mean())
     assert values["baseline"].value == pytest.approx(baseline.mean())
     steepest = "horizon of the steepest fall, the sigmoid's middle"
@@ -167,7 +168,7 @@ def test_unchanged_from_is_the_loop_that_it_says(rng: np.random.Generator) -> No
 @pytest.mark.parametrize("n", [8, 16])
 def test_horizons_within_the_margin_by_t_tests(n: int, rng: np.random.Generator) -> None:
     """The bootstrap's two one-sided tests against scipy's t intervals, at the margin."""
-    difference = exponential()[None] * np.exp(0.3 * rng.normal(size=(n, LAYERS)))
+    difference = 6 * np.exp(-horizons() / 4) * np.exp(0.3 * rng.normal(size=(n, LAYERS)))
     low, high = stats.t.interval(
         0.95, n - 1, difference.mean(axis=0), stats.sem(difference, axis=0)
     )
@@ -180,7 +181,7 @@ def test_intervals_of_the_effective_horizon_cover(
     n: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decay, "RESAMPLES", 199)
-    excess = exponential(30)
+    excess = 6 * np.exp(-horizons(30) / 5)
     right = float(unchanged_from(excess <= MARGIN))
     covered = []
     for _ in range(100):

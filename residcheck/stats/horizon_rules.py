@@ -55,7 +55,7 @@ def horizon_decay(loss: Floats, baseline: Floats) -> Decision:
     horizons the longer one has the lower loss more often than not. Exponentially: of the
     three shapes the exponential has the lowest AIC, for the whole interval over prompts.
     Refuted if another shape has, for the whole interval, and by 6. Not supported by a curve
-    that is over within fewer than eight horizons.
+    that is over within fewer than eleven horizons.
     """
     (loss, baseline), few = complete(loss, baseline)
     if few:
