@@ -61,15 +61,16 @@ class Engine:
         Tokens are those after position 0, prompt after prompt, padding left out.
         """
         tokens, mask = batch
-        plain = streams(self.backend, batch, middles)
+        reading = tokens[:, :-1], mask[:, :-1]  # the last position predicts nothing
+        plain = streams(self.backend, reading, middles)
         after = mask[:, 1:].bool()
         finals: dict[Schedule, Tensor] = {}
         waiting = sorted((s for s in schedules if not s.untouched), key=lambda s: s.first)
         for start in range(0, len(waiting), self.rows):
             group = waiting[start : start + self.rows]
-            reads = _Group(self, batch, plain, group).run()
-            finals |= {s: read[:, :-1][after] for s, read in zip(group, reads, strict=True)}
-        last = plain[2 * self.backend.anatomy.n_layers][:, :-1][after]
+            reads = _Group(self, reading, plain, group).run()
+            finals |= {s: read[after] for s, read in zip(group, reads, strict=True)}
+        last = plain[2 * self.backend.anatomy.n_layers][after]
         del plain
         return self._unembed(last, finals, tokens[:, 1:][after], schedules)
 

@@ -12,10 +12,10 @@ from residcheck.errors import UsageError
 from residcheck.horizon.variant import Schedule
 
 DEFAULT_MEMORY = 2 << 30
-# More tokens at a time do not run faster: two cores reach their speed at about a thousand,
-# an accelerator at some ten thousand.
-_TOKENS = {"cpu": 4096, "accelerator": 32768}
-_PIECE = 256  # tokens unembedded together: one block of a matrix product
+# Tokens in a block, and tokens unembedded, that are of use together. Two cores reach their
+# speed at about a thousand, and logits of 128 tokens stay in their cache; an accelerator
+# takes some ten thousand.
+_USEFUL = {"cpu": (4096, 128), "accelerator": (32768, 2048)}
 _SMALLEST_PIECE = 16
 
 
@@ -80,7 +80,7 @@ def plan(
     Raises:
         UsageError: one horizon of one prompt does not fit.
     """
-    kind = "cpu" if device == "cpu" else "accelerator"
+    in_block, unembedded = _USEFUL["cpu" if device == "cpu" else "accelerator"]
     while True:
         batch, row = (prompts * tokens * cost for cost in (demand.batch, demand.row))
         needed = batch + max(row, _SMALLEST_PIECE * demand.piece)
@@ -93,9 +93,9 @@ def plan(
                 "allow more memory, or use a smaller --max-tokens",
             )
         prompts = (prompts + 1) // 2
-    useful = -(-_TOKENS[kind] // (prompts * tokens))
+    useful = -(-in_block // (prompts * tokens))
     rows = min((memory - batch) // row, useful, horizons)
-    piece = min((memory - batch) // demand.piece, max(_PIECE, _TOKENS[kind] // 16))
+    piece = min((memory - batch) // demand.piece, unembedded)
     return Plan(prompts, max(1, rows), max(_SMALLEST_PIECE, piece))
 
 

@@ -56,4 +56,4 @@ def _wide(x: Tensor) -> Tensor:
 def _dot(
     a: Float[Tensor, "token vocab"], b: Float[Tensor, "token vocab"]
 ) -> Float[Tensor, " token"]:
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
+    return (a * b).sum(dim=-1)  # faster than a batch of products of single rows
