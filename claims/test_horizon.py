@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from residcheck.claim import claim
 from residcheck.curves import Run
 from residcheck.stats import (
     MIN_PROMPTS,
+    Decay,
+    fit_decay,
     horizon_confounder,
     horizon_decay,
     horizon_small,
     horizon_with_growth,
+    horizons_fitted,
 )
-from residcheck.verdict import Figure, Finding
+from residcheck.verdict import Figure, Finding, Trace
 
 from .published import LAYER_HORIZON, facts_about, growth_phase
 
@@ -41,7 +48,7 @@ def test_horizon_decay(run: Run) -> Finding:
     decision = horizon_decay(loss, baseline).with_note(measured_as(run))
     if facts := facts_about(run).horizon:
         decision = decision.with_note(f"{facts}")
-    return Finding(decision, figure_of(run))
+    return Finding(decision, decay_figure(run))
 
 
 @claim(
@@ -115,19 +122,28 @@ def test_horizon_vs_growth(run: Run) -> Finding:
 
 def measured_as(run: Run) -> str:
     """Which variant of the experiment was measured, and on how many prompts."""
-    how = run.horizon
-    if how is None:
-        return ""
-    removed = "removed" if how.ablation == "zero" else f"replaced by its {how.ablation}"
-    where = how.enforced if how.layer is None else f"{how.enforced} layer {how.layer}"
-    final = "" if how.unembedding == "full" else f", the unembedding {how.unembedding}"
-    return (
-        f"what is further back is {removed}; outputs {how.outputs}; enforced {where}{final}; "
-        f"k in {how.unit}; {how.prompts.count} prompts"
-    )
+    return "" if run.horizon is None else f"{run.horizon}; {run.horizon.prompts.count} prompts"
 
 
 def figure_of(run: Run, *names: str) -> Figure:
     """Losses over horizons, with that of the model as it is."""
     baseline = float(run["loss"].mean)
     return Figure(names or ("horizon_loss",), log=False, level=(baseline, "baseline"))
+
+
+def decay_figure(run: Run) -> Figure:
+    """The same with two fitted decays, and what was published of this very model."""
+    loss, baseline = (run[name].prompt_mean for name in ("horizon_loss", "loss"))
+    excess = np.nanmean(loss - baseline[:, None], axis=0)
+    horizons = horizons_fitted(len(excess))
+    shapes = (Decay.EXPONENTIAL, Decay.SIGMOID)
+    fits = [fit_decay(shape, excess[: len(horizons)], horizons) for shape in shapes]
+    level = float(np.nanmean(baseline))
+    traces = [Trace(str(fit), tuple(level + fit.at(horizons)), "fitted") for fit in fits if fit]
+    figure = replace(figure_of(run), fits=tuple(traces))
+    facts = facts_about(run).horizon
+    if facts is None:
+        return figure
+    first = Trace("published, mean-ablated: k = 1", (facts.first_loss,), "published")
+    window = (*facts.steepest, "published: steepest")
+    return replace(figure, fits=(*figure.fits, first), window=window)

@@ -143,6 +143,9 @@ class _Outputs:
             click.echo(f"written: {path}")
 
     def exit(self) -> NoReturn:
+        from residcheck.console import show_horizons
+
+        show_horizons(self._results)
         sys.exit(max((result.status for result in self._results), default=ExitStatus.OK))
 
 

@@ -18,7 +18,7 @@ from residcheck.models import BUILTIN, DEFAULT_MODEL
 from residcheck.models.cache import find, home
 from residcheck.models.gguf import builtin_key
 from residcheck.progress import Progress as Report
-from residcheck.report.horizons import COLUMNS, TITLE, cells, half, in_words
+from residcheck.report.horizons import COLUMNS, TITLE, cells, half
 from residcheck.report.outline import outline
 from residcheck.result import ModelResult
 from residcheck.stats import (
@@ -157,7 +157,7 @@ def _horizon_title(run: Run) -> Iterator[str]:
     partial = "" if run.complete else ", interrupted"
     how = f"{model.dtype} on {model.device}, {model.backend} ({model.processing} weights)"
     yield f"[bold]{escape(model.id)}: layer horizon, {model.n_layers} layers, {how}[/]"
-    yield in_words(run.horizon)
+    yield str(run.horizon)
     yield f"{prompts.count} prompts, {prompts.tokens:,} tokens ({escape(prompts.source)}{partial})"
     if "loss" in run.curves:
         yield f"baseline, the loss of the model as it is: {_mean(run['loss'].prompt_mean)}"

@@ -164,6 +164,21 @@ class HorizonInfo:
     unit: str
     prompts: PromptInfo
 
+    def __str__(self) -> str:
+        """``what is further back than k layers is removed, in every layer, with ... outputs``."""
+        ablated = {"zero": "removed", "mean": "replaced by its mean"}[self.ablation]
+        where = {
+            "everywhere": "in every layer",
+            "from": f"from layer {self.layer} on",
+            "at": f"at layer {self.layer} alone",
+            "unembedding": "at the unembedding alone",
+        }[self.enforced]
+        said = f"what is further back than k {self.unit} is {ablated}, {where}"
+        said += f", with {self.outputs} outputs"
+        if self.unembedding == "truncated" and self.enforced != "unembedding":
+            said += ", the unembedding truncated too"
+        return said
+
 
 @dataclass(frozen=True)
 class Run:

@@ -353,7 +353,7 @@ RUNS = {
 def test_claims_both_ways(claim: str, outcome: Outcome) -> None:
     verdict = CLAIMS[claim].evaluate(RUNS[outcome][claim])
     assert verdict.outcome is outcome, verdict
-    assert "what is further back is removed; outputs recomputed" in verdict.note
+    assert "what is further back than k layers is removed, in every layer" in verdict.note
     assert verdict.figure is not None
     assert verdict.figure.level is not None
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from naive_horizons import naive_horizons
-from tiny import BOS, VOCAB, Tiny, new_model, tokenizer
+from planted_horizons import copying_llama, repeated
+from tiny import Tiny, new_model
 
 from residcheck.cli import main
 from residcheck.corpus import Prompts, shipped
@@ -97,55 +98,9 @@ def test_batching_changes_nothing(tiny: Tiny, ablation: Any) -> None:
         assert np.allclose(one, other, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
-def copying_llama(folder: Path, depth: int, reach: int) -> Path:
-    """A Llama in which layer n reads only what layer n - ``reach`` wrote, or the embedding.
-
-    The stream has a slot for the embedding and one for each layer. Attention writes
-    nothing. The MLP of layer n copies the slot of layer n - ``reach`` into its own (that of
-    the embedding where there is no such layer), and the unembedding reads the slot of the
-    last layer: the next token is the token after this one in the vocabulary.
-
-    With m slots of size 1 in a read of width d, the norm gives each sqrt(d / m); the gate
-    is 3 sqrt(d / m), the linear part, the sum of all, m sqrt(d / m): their product is 3 d
-    whatever m, so that a slot is copied at its size however many slots are read.
-    """
-    words, size = 16, 16
-    width = size * (depth + 1)
-    model = new_model(
-        "llama", num_hidden_layers=depth, hidden_size=width, intermediate_size=size,
-        num_key_value_heads=4, tie_word_embeddings=False, rms_norm_eps=1e-12,
-    )  # fmt: skip
-    kinds = torch.arange(VOCAB) % words
-    one_hot = torch.eye(size)[kinds]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.model.embed_tokens.weight[:, :size] = one_hot
-        for n, block in enumerate(model.model.layers):
-            block.input_layernorm.weight.fill_(1)
-            block.post_attention_layernorm.weight.fill_(1)
-            source = max(0, n - reach + 1)  # slot 0 is the embedding's, slot n + 1 layer n's
-            read = torch.eye(size, width) if source == 0 else torch.zeros(size, width)
-            read[:, size * source : size * (source + 1)] = torch.eye(size)
-            block.mlp.gate_proj.weight.copy_(3 * read)
-            block.mlp.up_proj.weight.fill_(1)
-            writes = block.mlp.down_proj.weight[size * (n + 1) : size * (n + 2)]
-            writes.copy_(torch.eye(size) / (3 * width))
-        model.model.norm.weight.fill_(1)
-        following = torch.eye(size)[(kinds - 1) % words]
-        model.lm_head.weight[:, size * depth : size * (depth + 1)] = 6 * following
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
 def planted_run(folder: Path, depth: int, reach: int) -> Any:
-    session = session_of(copying_llama(folder, depth, reach), backend="transformers")
-    generator = torch.Generator().manual_seed(0)
-    starts = torch.randint(3, 100, (12,), generator=generator).tolist()
-    ids = tuple((BOS, *range(start, start + 15)) for start in starts)
-    object.__setattr__(session.encoded, "ids", ids)
-    return run_session(session, NAMES)
+    planted = copying_llama(folder, depth, reach)
+    return run_session(session_of(planted, repeated(), backend="transformers"), NAMES)
 
 
 def excess(run: Any) -> np.ndarray[Any, Any]:

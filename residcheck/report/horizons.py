@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from residcheck.curves import HorizonInfo, Run
+from residcheck.curves import Run
 from residcheck.stats import AcrossModels, Estimate, horizon_against
 from residcheck.verdict import Verdict
 
@@ -16,25 +16,6 @@ _RATE, _HORIZON, _SHARE = (
     "effective horizon over the depth",
 )
 """What the claim's estimates are called that are set beside each other here."""
-_ABLATIONS = {"zero": "removed", "mean": "replaced by its mean"}
-_PLACES = {
-    "everywhere": "in every layer",
-    "from": "from layer {layer} on",
-    "at": "at layer {layer} alone",
-    "unembedding": "at the unembedding alone",
-}
-
-
-def in_words(horizon: HorizonInfo) -> str:
-    """``what is further back than k layers is removed, in every layer, with ... outputs``."""
-    said = [
-        f"what is further back than k {horizon.unit} is {_ABLATIONS[horizon.ablation]}",
-        _PLACES[horizon.enforced].format(layer=horizon.layer),
-        f"with {horizon.outputs} outputs",
-    ]
-    if horizon.unembedding == "truncated" and horizon.enforced != "unembedding":
-        said.append("the unembedding truncated too")
-    return ", ".join(said)
 
 
 def depth(run: Run) -> int:

@@ -140,7 +140,7 @@ def provenance(result: ModelResult) -> list[tuple[str, str]]:
         sample = run.horizon.prompts
         taken = f"{count(sample.count, 'prompt')}, {count(sample.tokens, 'token')}"
         said |= {
-            "horizon": horizons.in_words(run.horizon),
+            "horizon": str(run.horizon),
             "horizon's prompts": f"{taken}, sha256 {sample.sha256}",
         }
     return [*said.items(), *sorted(run.environment.items())]
