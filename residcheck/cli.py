@@ -131,13 +131,17 @@ class _Outputs:
         self._results: list[Any] = []
 
     def add(self, run: Run, snapshots: Path | None) -> None:
+        from residcheck.claim import all_claims
         from residcheck.console import show_result
-        from residcheck.judging import DEFAULT_SNAPSHOTS, judge_run
+        from residcheck.judging import DEFAULT_SNAPSHOTS, answerable, judge_run
         from residcheck.output import write_files
 
-        result = judge_run(run, None, snapshots or DEFAULT_SNAPSHOTS)
+        claims = answerable(run)
+        result = judge_run(run, claims, snapshots or DEFAULT_SNAPSHOTS)
         self._results.append(result)
         show_result(result)
+        if left_out := len(all_claims()) - len(claims):
+            click.echo(f"left out: {left_out} claims, whose curves the run does not hold")
         written = write_files(self._results, self._report, self._json, self._markdown)
         for path in written:
             click.echo(f"written: {path}")

@@ -70,12 +70,11 @@ def horizon(model: str | None, out: Path | None, report: Path | None, **options:
     measured, at the cost of about half as many forward passes: on all of FILE, or without
     one on a sample of residcheck's own passages.
     """
-    from residcheck.claim import all_claims
     from residcheck.console import show_horizon
     from residcheck.corpus import read_prompts
     from residcheck.curves import save_run
     from residcheck.horizon import Variant
-    from residcheck.judging import judge_run
+    from residcheck.judging import answerable, judge_run
     from residcheck.measure import HorizonOptions, curves_of
     from residcheck.models import DEFAULT_MODEL
     from residcheck.names import HORIZON
@@ -94,7 +93,6 @@ def horizon(model: str | None, out: Path | None, report: Path | None, **options:
         save_run(run, out)
         click.echo(f"written: {out}")
     if report is not None:
-        answerable = [claim for claim in all_claims() if set(claim.needs) <= set(run.curves)]
-        of_horizons = [claim for claim in answerable if set(claim.needs) & set(HORIZON)]
+        of_horizons = [claim for claim in answerable(run) if set(claim.needs) & set(HORIZON)]
         write_html([judge_run(run, of_horizons)], report)
         click.echo(f"written: {report}")

@@ -55,6 +55,12 @@ def judge_run(
     return ModelResult(run, judged, drifts)
 
 
+def answerable(run: Run) -> list[Claim]:
+    """The claims that a run holds the curves for, or that do not apply to its model."""
+    known = {*run.curves, *run.model.missing}
+    return [claim for claim in all_claims() if known.issuperset(claim.needs)]
+
+
 def needed_curves(claims: Sequence[Claim]) -> tuple[str, ...]:
     """The union of what the claims need, each once."""
     return tuple(dict.fromkeys(name for claim in claims for name in claim.curves))

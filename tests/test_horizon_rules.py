@@ -376,7 +376,7 @@ def test_published_facts_are_shown_and_what_was_measured_instead() -> None:
     assert run.horizon is not None
     mean = replace(run, horizon=replace(run.horizon, ablation="mean", enforced="at", layer=3))
     note = CLAIMS["horizon-decay"].evaluate(mean).note
-    assert "replaced by its mean; outputs recomputed; enforced at layer 3" in note
+    assert "replaced by its mean, at layer 3 alone" in note
     small = CLAIMS["horizon-small-model"]
     assert "not of this model" in small.evaluate(run).note
     gpt2 = run_of(exponential(12), id="gpt2")

@@ -45,6 +45,14 @@ def stroke_of(chart: Chart, series: Series) -> Stroke:
     return BOS if series.bos else stroke(chart.series.index(series))
 
 
+def stroke_of_segment(chart: Chart, segment: Segment) -> Stroke:
+    """A fitted line by its place among the fitted ones; published lines all alike."""
+    if segment.published:
+        return PUBLISHED
+    fitted = [other for other in chart.segments if not other.published]
+    return FITTED[next(i for i, other in enumerate(fitted) if other is segment) % len(FITTED)]
+
+
 def legend(chart: Chart) -> list[Key]:
     """What each line and area of the plot is; of a map, one line of what it shows."""
     if chart.map is not None:
@@ -72,7 +80,7 @@ def _keys_of_references(chart: Chart) -> Iterator[Key]:
         if np.isfinite(segment.values).sum() == 1:
             yield Key(segment.label, segment.detail, area="point")
         else:
-            yield Key(segment.label, segment.detail, PUBLISHED if segment.published else FITTED)
+            yield Key(segment.label, segment.detail, stroke_of_segment(chart, segment))
     if chart.level is not None:
         yield Key(chart.level[1], number(chart.level[0]), LEVEL)
     if chart.window is not None:

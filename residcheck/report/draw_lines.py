@@ -15,7 +15,7 @@ from residcheck.curves import Floats
 from residcheck.report import style
 from residcheck.report.axis import Axis
 from residcheck.report.chart import Chart, Series, Spread
-from residcheck.report.describe import stroke_of
+from residcheck.report.describe import stroke_of, stroke_of_segment
 from residcheck.report.outline import number
 from residcheck.report.scales import Limits, even_ticks, log_ticks
 from residcheck.report.style import Stroke
@@ -121,7 +121,7 @@ def _draw_band(axes: Axes, low: Floats, high: Floats, stroke: Stroke) -> None:
 
 def _draw_references(axes: Axes, chart: Chart) -> None:
     for segment in chart.segments:
-        kind = style.PUBLISHED if segment.published else style.FITTED
+        kind = stroke_of_segment(chart, segment)
         _plot(axes, segment.entries, segment.values, kind)
         _dots(axes, segment.entries, segment.values, kind, size=5)
     for entry in chart.window[:2] if chart.window is not None else ():

@@ -36,7 +36,8 @@ _COLOURS = ("s0", "s1", "s2", "s3", "s4")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.5), (9, 2.5, 2, 2.5), (3, 2.5))
 
 BOS = Stroke("bos", 2, (1.5, 2))
-FITTED = Stroke("ink", 1)
+FITTED = (Stroke("ink", 1), Stroke("ink", 1, (1.5, 2.5)), Stroke("ink", 1, (9, 3, 1.5, 3)))
+"""Of several fitted lines each has its own."""
 PUBLISHED = Stroke("ink", 1, (5, 3))
 LEVEL = Stroke("muted", 1.2, (2, 3))
 WINDOW = Stroke("muted", 1.2, (7, 2.5, 1.5, 2.5))
