@@ -11,16 +11,18 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from naive_horizons import naive_horizons
 from tiny import layers_by_hand, load_double, quantities
 from tokenizers import Tokenizer
 
 from residcheck.compare import compare_curves
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run, summary
+from residcheck.horizon import Variant
 from residcheck.measure import QUANTITIES, measure
-from residcheck.models import BUILTIN, ModelSpec
+from residcheck.models import BUILTIN, ModelSpec, load
 from residcheck.models.gguf import cached_builtin
-from residcheck.names import STATISTICS
+from residcheck.names import HORIZON, STATISTICS
 from residcheck.tolerances import tolerance
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 FLOAT32 = tolerance("float32")
 MAX_TOKENS = 24
 PROMPTS = Prompts("two passages", shipped().texts[:40:20])
+OTHERS = STATISTICS.keys() - HORIZON.keys()  # horizons have a test of their own
 MODELS = pytest.mark.parametrize("name", BUILTIN)
 BACKENDS = ("transformer_lens", "transformers")
 # A pre-activation within rounding of zero may fall on either side of it: one in 700,000 of
@@ -47,15 +50,21 @@ def _one_thread() -> Iterator[None]:
 @cache
 def measured(name: str, backend: str) -> Run:
     spec = ModelSpec(name, backend=backend)
-    return measure(spec, PROMPTS, max_tokens=MAX_TOKENS, names=(*QUANTITIES, *STATISTICS))
+    return measure(spec, PROMPTS, max_tokens=MAX_TOKENS, names=(*QUANTITIES, *OTHERS))
+
+
+def rows_of(name: str, bos: int) -> list[list[int]]:
+    """Token ids of the prompts."""
+    folder = cached_builtin(BUILTIN[name]).folder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS.texts]
+    return [[bos, *ids][:MAX_TOKENS] for ids in texts]
 
 
 @cache
 def by_hand(name: str) -> list[dict[str, np.ndarray]]:
-    folder = cached_builtin(BUILTIN[name]).folder
-    tokenizer, model = Tokenizer.from_file(str(folder / "tokenizer.json")), load_double(folder)
-    texts = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS.texts]
-    rows = [[model.config.bos_token_id, *ids][:MAX_TOKENS] for ids in texts]
+    model = load_double(cached_builtin(BUILTIN[name]).folder)
+    rows = rows_of(name, model.config.bos_token_id)
     return [quantities(layers_by_hand(model, ids), model.config) for ids in rows]
 
 
@@ -80,7 +89,7 @@ def test_both_backends_give_the_same_mean_curves(name: str) -> None:
 def test_both_backends_give_the_same_statistics(name: str) -> None:
     one, other = (measured(name, backend) for backend in BACKENDS)
     assert one.model.missing == other.model.missing
-    for curve in STATISTICS.keys() - one.model.missing.keys():
+    for curve in OTHERS - one.model.missing.keys():
         a, b = (summary(run[curve]) for run in (one, other))
         comparison = compare_curves(curve, a, b, FLOAT32, step=FLIPS / CARDS[name][3])
         assert comparison.same, comparison.message("")
@@ -97,6 +106,20 @@ def test_every_token_is_that_of_the_hand_computation(name: str, backend: str) ->
             scale = right if run[curve].unit == "norm" else 1.0
             bound = bounds(run, curve, FLOAT32.token, tokens=1)
             assert np.abs((found - right) / scale).max() <= bound, curve
+
+
+@MODELS
+def test_horizons_are_those_of_one_pass_each(name: str) -> None:
+    """Against a modified pass per horizon through the plain modules, in float32 too."""
+    plain = load(ModelSpec(name, backend="transformers")).model
+    tokens = torch.tensor(rows_of(name, plain.config.bos_token_id))
+    family = {"smollm2-135m": "llama", "gemma3-270m": "gemma3"}[name]
+    right = naive_horizons(plain, family, tokens, torch.ones_like(tokens), Variant())
+    run = measure(ModelSpec(name), PROMPTS, max_tokens=MAX_TOKENS, names=HORIZON)
+    for curve, field in (("horizon_loss", "loss"), ("horizon_kl", "kl")):
+        expected = np.array([float(getattr(scores, field).mean()) for scores in right])
+        shift = np.abs(run[curve].mean - expected)
+        assert (shift <= FLOAT32.truncated * (1 + expected)).all(), shift
 
 
 # model: layers, width, heads, hidden neurons, kind (model cards, 2024 and 2025)
