@@ -185,6 +185,13 @@ def test_a_model_whose_blocks_need_each_other_is_said_to(
     assert message in run.model.missing["horizon_loss"]
 
 
+def test_a_model_of_one_layer_has_one_horizon_and_no_control(tiny: Tiny) -> None:
+    run = run_session(session_of(tiny("gpt2", n_layer=1)), NAMES)
+    assert run["horizon_loss"].mean == pytest.approx(run["loss"].mean)
+    assert "horizon_loss_from_middle" not in run.curves
+    assert "one layer" in run.model.missing["horizon_loss_from_middle"]
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no layer": (["--enforced", "at"], "needs that layer"),
     "layer too many": (["--layer", "2"], "takes no layer"),

@@ -73,9 +73,12 @@ class HorizonRecording:
         self._session, self._variant = session, options.variant
         self._encoded = _sampled(session.encoded) if options.sample else session.encoded
         self._done: list[int] = []
+        backend, spec = session.backend, session.loaded.spec
+        if backend.anatomy.n_layers < 2 and _CONTROL in self._names:
+            self._names.remove(_CONTROL)
+            session.missing[_CONTROL] = "a model of one layer has no upper half"
         if not self._names:
             return
-        backend, spec = session.backend, session.loaded.spec
         self._variant.check(backend.anatomy.n_layers)
         self._schedules = {name: self._schedules_of(name) for name in self._names}
         every = [s for schedules in self._schedules.values() for s in schedules]

@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("backend", ["transformers", "transformer_lens"])
 @pytest.mark.parametrize("model", ["smollm2-135m", "random-24-layers"])
 def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str) -> None:
-    """``extra_info``: over depth x plain forward, target 0.6; over the naive loop."""
+    """``extra_info``: over depth x plain forward, target 0.6; over the same of the backend's
+    own forward; over the naive loop."""
     spec = parse_spec(model if model == "smollm2-135m" else str(folder))
     plain = load(spec).model
     opened = open_backend(load(spec.with_options(backend=backend)))
@@ -59,6 +60,9 @@ def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str) -
     def forward() -> object:
         return plain(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
+    def own_forward() -> object:
+        return opened.forward(tokens, mask, {}, logits=True)
+
     def horizons() -> object:
         return truncation.scores((tokens, mask), plan)
 
@@ -71,14 +75,17 @@ def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str) -
             cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
     forward(), forward()
-    over_forwards, over_loop = [], []
+    over_forwards, over_own, over_loop = [], [], []
     for _ in range(ROUNDS):
         before = [_timed(forward) for _ in range(FORWARDS)]
         cost = _timed(horizons)
         after = [_timed(forward) for _ in range(FORWARDS)]
         over_forwards.append(cost / depth / statistics.median(before + after))
+        own = statistics.median(_timed(own_forward) for _ in range(FORWARDS))
+        over_own.append(cost / depth / own)
         over_loop.append(cost / _timed(loop))
     benchmark.extra_info["over_depth_forwards"] = statistics.median(over_forwards)
+    benchmark.extra_info["over_depth_own_forwards"] = statistics.median(over_own)
     benchmark.extra_info["over_naive_loop"] = statistics.median(over_loop)
     rounds = [round(ratio, 3) for ratio in over_forwards]
     print(f"\n{model}, {backend}: {benchmark.extra_info}; rounds {rounds}; {plan}")
