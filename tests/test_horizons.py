@@ -187,7 +187,7 @@ def test_a_model_whose_blocks_need_each_other_is_said_to(
 
 def test_a_model_of_one_layer_has_one_horizon_and_no_control(tiny: Tiny) -> None:
     run = run_session(session_of(tiny("gpt2", n_layer=1)), NAMES)
-    assert run["horizon_loss"].mean == pytest.approx(run["loss"].mean)
+    assert run["horizon_loss"].mean.item() == pytest.approx(run["loss"].mean.item())
     assert "horizon_loss_from_middle" not in run.curves
     assert "one layer" in run.model.missing["horizon_loss_from_middle"]
 

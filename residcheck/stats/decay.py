@@ -48,6 +48,8 @@ TENTH = 0.1
 # Residuals of 1 % of the excess are as wide as the line of a plot: two shapes that are both
 # closer than that to the curve are not told apart by their residuals.
 VISIBLE = 0.01
+# A curve that varies by less than this share of itself is flat: there is nothing to explain.
+_ROUNDING = 1e-6
 
 
 class Decay(StrEnum):
@@ -215,7 +217,8 @@ def fit_decay(shape: Decay, excess: Floats, horizons: Floats) -> Fit | None:
         return None
     residuals = excess - found[0] * form.unit(found[1:], horizons)
     total = float(((excess - excess.mean()) ** 2).sum())
-    r_squared = 1 - float((residuals**2).sum()) / total if total > 0 else float("nan")
+    flat = total <= excess.size * (_ROUNDING * float(np.abs(excess).max())) ** 2
+    r_squared = float("nan") if flat else 1 - float((residuals**2).sum()) / total
     aic = float(_misfit(np.asarray(((residuals / error) ** 2).sum()), weight(error))) + penalty
     return Fit(shape, tuple(float(value) for value in found), r_squared, aic)
 
