@@ -59,13 +59,12 @@ class Means:
             ordinary[:, 0] = False
             counts += torch.tensor([[len(tokens)], [int(ordinary.sum())]])
             for place, stream in streams(backend, (tokens, mask), middles).items():
-                bos, rest = stream[:, 0].double(), stream[ordinary].double()
-                sums = torch.stack([bos.sum(dim=0), rest.sum(dim=0)])
-                self._sums[place] = self._sums.get(place, 0) + sums
+                sums = torch.stack([stream[:, 0].sum(dim=0), stream[ordinary].sum(dim=0)])
+                # Not every accelerator has float64.
+                self._sums[place] = self._sums.get(place, 0) + sums.cpu().double()
         self._counts = counts
 
     def at(self, place: int, like: Float[Tensor, "b t d"]) -> Float[Tensor, "t d"]:
         """For every position the mean of the stream numbered ``place``."""
-        sums = self._sums[place]
-        bos, rest = (sums / self._counts.to(sums.device)).to(like.dtype)
+        bos, rest = (self._sums[place] / self._counts).to(like)
         return torch.cat([bos[None], rest.expand(like.shape[1] - 1, -1)])
