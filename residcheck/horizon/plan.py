@@ -35,7 +35,8 @@ class Demand:
     Args:
         batch: per token of a batch: the unmodified streams and every horizon's last read.
         row: per token and horizon under way: its streams, and what a block makes of it.
-        piece: per token that is unembedded: two sets of logits and the probabilities.
+        piece: per token that is unembedded: two sets of logits, their logs, probabilities, and
+            the products of both.
     """
 
     batch: int
@@ -65,7 +66,7 @@ class Demand:
         return cls(
             batch=(boundaries + len(schedules)) * stream,
             row=(kept + 6) * stream + block,
-            piece=4 * vocab * wide,
+            piece=5 * vocab * wide,
         )
 
 
