@@ -115,3 +115,14 @@ def test_other_dtypes(tiny: Tiny, family: str, dtype: str, tolerance: float) -> 
         expected = naive_horizons(model, family, *batch(), variant)
         found = engine_scores(folder, "transformers", variant, dtype=dtype)
         assert_same(found, expected, tolerance)
+
+
+def test_a_forward_that_a_library_put_there_stays(tiny: Tiny) -> None:
+    """As accelerate's, which moves what a block is given to the block's device."""
+    opened: Any = open_backend(load(parse_spec(f"{tiny('llama')},backend=transformers")))
+    block = opened.stack[1]
+    usual = block.forward
+    block.forward = lambda *args, **kwargs: usual(*args, **kwargs)
+    theirs = block.forward
+    opened.unembed(torch.zeros(3, opened.anatomy.d_model))
+    assert block.forward is theirs

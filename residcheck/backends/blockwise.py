@@ -76,14 +76,19 @@ class Blockwise(ABC):
     def _stubs(self, spared: int | None = None, first: Tensor | None = None) -> Iterator[None]:
         """Let all blocks but ``spared`` pass on what they get; the first may pass ``first``."""
         places = [layer for layer in range(len(self.stack)) if layer != spared]
+        # A library may have put a forward of its own there already, as accelerate does.
+        own = {layer: vars(self.stack[layer]).get("forward") for layer in places}
         try:
             for layer in places:
                 given = first if layer == 0 else None
                 vars(self.stack[layer])["forward"] = _stub(self._lengths[layer], given)
             yield
         finally:
-            for layer in places:
-                vars(self.stack[layer]).pop("forward", None)
+            for layer, forward in own.items():
+                if forward is None:
+                    vars(self.stack[layer]).pop("forward", None)
+                else:
+                    vars(self.stack[layer])["forward"] = forward
 
     @cached_property
     def _lengths(self) -> list[int]:
