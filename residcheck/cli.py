@@ -135,13 +135,14 @@ class _Outputs:
         from residcheck.console import show_result
         from residcheck.judging import DEFAULT_SNAPSHOTS, answerable, judge_run
         from residcheck.output import write_files
+        from residcheck.report.outline import count
 
         claims = answerable(run)
         result = judge_run(run, claims, snapshots or DEFAULT_SNAPSHOTS)
         self._results.append(result)
         show_result(result)
         if left_out := len(all_claims()) - len(claims):
-            click.echo(f"left out: {left_out} claims, whose curves the run does not hold")
+            click.echo(f"left out: {count(left_out, 'claim')}, for want of curves in the run")
         written = write_files(self._results, self._report, self._json, self._markdown)
         for path in written:
             click.echo(f"written: {path}")

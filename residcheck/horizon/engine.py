@@ -16,6 +16,7 @@ from torch import Tensor
 
 from residcheck.backends import Backend, Site, Tap
 from residcheck.horizon.original import Means, Tokens, streams, wide
+from residcheck.horizon.plan import Plan
 from residcheck.horizon.scores import Reference, Scores
 from residcheck.horizon.variant import Cuts, Schedule
 
@@ -39,17 +40,15 @@ class Engine:
         dtype: what the model computes in; reads are made in float32 at least.
         means: what stays of a removed stream; None where nothing does.
         original: truncated reads are of the unmodified model's stream.
-        rows: how many horizons run together.
-        piece: how many tokens are unembedded together.
-        note: told how many blocks were run for how many horizons, as they are.
+        plan: how many horizons run together, and how many tokens are unembedded together.
+        note: told, layer after layer, how many horizons have gone through it.
     """
 
     backend: Backend
     dtype: torch.dtype
     means: Means | None
     original: bool
-    rows: int
-    piece: int
+    plan: Plan
     note: Callable[[int], None]
 
     @torch.inference_mode()
@@ -66,8 +65,8 @@ class Engine:
         after = mask[:, 1:].bool()
         finals: dict[Schedule, Tensor] = {}
         waiting = sorted((s for s in schedules if not s.untouched), key=lambda s: s.first)
-        for start in range(0, len(waiting), self.rows):
-            group = waiting[start : start + self.rows]
+        for start in range(0, len(waiting), self.plan.rows):
+            group = waiting[start : start + self.plan.rows]
             reads = _Group(self, reading, plain, group).run()
             finals |= {s: read[after] for s, read in zip(group, reads, strict=True)}
         last = plain[2 * self.backend.anatomy.n_layers][after]
@@ -83,8 +82,8 @@ class Engine:
     ) -> tuple[Scores, dict[Schedule, Scores]]:
         own: list[Scores] = []
         found: dict[Schedule, list[Scores]] = {s: [] for s in schedules}
-        for start in range(0, len(targets), self.piece):
-            part = slice(start, start + self.piece)
+        for start in range(0, len(targets), self.plan.piece):
+            part = slice(start, start + self.plan.piece)
             reference = Reference(self._logits(last[part]), targets[part])
             own.append(reference.own)
             for s in schedules:
@@ -120,17 +119,18 @@ class _Group:
         return [self._less(row, row.stream, row.schedule.final, own=True) for row in self._rows]
 
     def _layer(self, layer: int, rows: list[_Row]) -> None:
-        running = rows
-        if self._engine.original:  # where nothing is cut, what is written is the original's
-            running = [row for row in rows if row.schedule.layers[layer] is not None]
-            for row in rows:
-                if row not in running:
-                    self._pass(row, layer)
+        running: list[_Row] = []
+        for row in rows:
+            if self._engine.original and row.schedule.layers[layer] is None:
+                self._pass(row, layer)
+            else:
+                running.append(row)
         if running:
             self._run(layer, running)
         self._engine.note(len(rows))
 
     def _pass(self, row: _Row, layer: int) -> None:
+        """What is written is what the original writes, since nothing is cut off."""
         written = self._plain[2 * layer + 2] - self._plain[2 * layer]
         middle = row.stream + (self._plain[2 * layer + 1] - self._plain[2 * layer])
         self._go_on(row, layer, middle, row.stream + written)

@@ -70,9 +70,7 @@ class Truncation:
 
         One after the other, prompt after prompt, padding left out.
         """
-        engine = Engine(
-            self.backend, self.dtype, self.means, self.original, plan.rows, plan.piece, note
-        )
+        engine = Engine(self.backend, self.dtype, self.means, self.original, plan, note)
         return engine.scores(batch, self.schedules, self.middles)
 
 

@@ -133,24 +133,22 @@ class Schedule:
     def last_uses(self, original: bool) -> dict[int, int]:
         """Streams of its own that this horizon cuts off, and the last layer where (L: at the end).
 
-        Where truncated reads are of the original's stream, only the unembedding's is its own.
+        Up to its first layer the streams are the original's. Where truncated reads are of the
+        original's stream, only what the unembedding cuts off is its own.
         """
-        uses: dict[int, int] = {}
-        for layer, cuts in enumerate(() if original else self.layers):
-            for cut in (cuts.attention, cuts.mlp) if cuts else ():
-                if cut is not None and cut > 2 * self.first:
-                    uses[cut] = layer
-        return uses if self.final is None else uses | {self.final: len(self.layers)}
+        cuts: dict[int | None, int] = {}
+        for layer, both in enumerate(() if original else self.layers):
+            cuts |= dict.fromkeys((both.attention, both.mlp) if both else (), layer)
+        cuts[self.final] = len(self.layers)
+        own = 2 * self.first
+        return {cut: last for cut, last in cuts.items() if cut is not None and cut > own}
 
     def most_kept(self, original: bool) -> int:
         """How many of those are held at a time, at most."""
         uses = self.last_uses(original)
         return max(
             (
-                sum(
-                    2 * self.first < cut <= 2 * layer + 2 and last > layer
-                    for cut, last in uses.items()
-                )
+                sum(cut <= 2 * layer + 2 and last > layer for cut, last in uses.items())
                 for layer in range(len(self.layers))
             ),
             default=0,

@@ -69,14 +69,11 @@ class HorizonRecording:
     def __init__(
         self, session: Session, names: Iterable[str], options: HorizonOptions, batch_size: int
     ) -> None:
-        self._names = [name for name in names if name in HORIZON]
+        self._names = [n for n in names if n in HORIZON and n not in session.missing]
         self._session, self._variant = session, options.variant
         self._encoded = _sampled(session.encoded) if options.sample else session.encoded
         self._done: list[int] = []
         backend, spec = session.backend, session.loaded.spec
-        if backend.anatomy.n_layers < 2 and _CONTROL in self._names:
-            self._names.remove(_CONTROL)
-            session.missing[_CONTROL] = "a model of one layer has no upper half"
         if not self._names:
             return
         self._variant.check(backend.anatomy.n_layers)

@@ -52,6 +52,8 @@ def absent(backend: Backend) -> dict[str, str]:
     if not anatomy.centring:
         reason = "the norm does not subtract the mean (RMSNorm), so the stream is not centred"
         found |= {"centred_mean": reason, "centring_logit_shift": reason}
+    if anatomy.n_layers < 2:
+        found["horizon_loss_from_middle"] = "a model of one layer has no upper half"
     for name, statistic in STATISTICS.items():
         reasons = (_lacks(anatomy, part) for part in statistic.parts)
         if reason := next(filter(None, reasons), ""):
