@@ -66,3 +66,10 @@ def bench(session: nox.Session) -> None:
         "python_functions=bench_*",
     ]
     session.run("pytest", "tests/benchmarks", *options, "--benchmark-only", "-s", *session.posargs)
+
+
+@nox.session
+def planted(session: nox.Session) -> None:
+    """Every claim both ways on planted models: a section of claims/PROOF.md."""
+    install(session)
+    session.run("python", "tests/proof/planted.py", env={"PYTHONPATH": "tests"})

@@ -36,11 +36,12 @@ from .published import NORM_GROWTH, facts_about, growth_phase
 )
 def test_growth_exponential(run: Run) -> Finding:
     """Log-linear fit of the norm over the phase; interval by bootstrap over prompts. With
-    a published rate: equivalence to it within 0.005. Without: on half of the prompts the
-    longest window of at least half the layers is chosen in which the exponential beats
-    linear, square-root and power-law growth by 6 in AIC, fitted to the log-ratios of
-    neighbouring layers; on the other half it must beat them again, by 2, and grow. It is
-    refuted if the norm does not grow or another shape wins by 2."""
+    a published rate: equivalence to it within 0.005. Without: on half of the prompts a window
+    of at least half the layers is chosen. Of those in which the exponential beats linear,
+    square-root and power-law growth by 6 in AIC, fitted to the log-ratios of neighbouring
+    layers, it is the one that describes all of these best by BIC, with a rate of its own
+    before and after it. On the other half of the prompts the exponential must win again, by
+    2, and grow. It is refuted if the norm does not grow or another shape wins by 2."""
     norm = run["resid_post_norm"]
     phase, unseen = growth_phase(run)
     rate = facts_about(run).rate

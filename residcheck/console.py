@@ -17,6 +17,7 @@ from residcheck.curves import Floats, ModelInfo, Run
 from residcheck.models import BUILTIN, DEFAULT_MODEL
 from residcheck.models.cache import find, home
 from residcheck.models.gguf import builtin_key
+from residcheck.planted import options
 from residcheck.progress import Progress as Report
 from residcheck.report.horizons import COLUMNS, TITLE, cells, half
 from residcheck.report.outline import outline
@@ -296,6 +297,16 @@ def show_claims(claims: Sequence[Claim], models: Sequence[ModelInfo]) -> None:
     _console().print(table)
 
 
+def _planted_options() -> Table:
+    title = "planted:OPTION=VALUE,... is a small model whose answers are known"
+    table = Table(title=title, title_justify="left", title_style="")
+    for name in ("option", "default", "what is planted"):
+        table.add_column(name, no_wrap=name == "option")
+    for option in options():
+        table.add_row(*map(escape, option))
+    return table
+
+
 def show_models() -> None:
     """The built-in models and the state of the cache."""
     table = Table()
@@ -317,3 +328,4 @@ def show_models() -> None:
     console.print(table)
     console.print(f"cache: {escape(str(home()))}", soft_wrap=True)
     console.print("any hub id, model folder (save_pretrained) or .gguf file works too")
+    console.print(_planted_options())

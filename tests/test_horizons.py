@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from naive_horizons import naive_horizons
-from planted_horizons import copying_llama, repeated
 from tiny import Tiny, new_model
 
 from residcheck.cli import main
@@ -98,9 +97,9 @@ def test_batching_changes_nothing(tiny: Tiny, ablation: Any) -> None:
         assert np.allclose(one, other, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
-def planted_run(folder: Path, depth: int, reach: int) -> Any:
-    planted = copying_llama(folder, depth, reach)
-    return run_session(session_of(planted, repeated(), backend="transformers"), NAMES)
+def planted_run(depth: int, reach: int) -> Any:
+    spec = parse_spec(f"planted:layers={depth},horizon={reach},backend=transformers")
+    return run_session(open_session(spec, Prompts("some", shipped().texts[:8]), 24), NAMES)
 
 
 def excess(run: Any) -> np.ndarray[Any, Any]:
@@ -112,9 +111,9 @@ def excess(run: Any) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("reach", [1, 3, 5])
-def test_a_planted_horizon_is_found(tmp_path: Path, reach: int) -> None:
+def test_a_planted_horizon_is_found(reach: int) -> None:
     depth = 8
-    run = planted_run(tmp_path, depth, reach)
+    run = planted_run(depth, reach)
     loss = run["horizon_loss"].mean
     assert (loss[reach - 1 :] < run["loss"].mean + 0.1).all()
     assert (loss[: reach - 1] > run["loss"].mean + 1).all()
@@ -122,10 +121,10 @@ def test_a_planted_horizon_is_found(tmp_path: Path, reach: int) -> None:
     assert found.value == reach
 
 
-def test_a_model_without_a_horizon_is_not_given_one(tmp_path: Path) -> None:
+def test_a_model_without_a_horizon_is_not_given_one() -> None:
     """The last layer reads the embedding: every horizon below the depth loses it."""
     depth = 8
-    run = planted_run(tmp_path, depth, reach=depth)
+    run = planted_run(depth, reach=depth)
     found = effective_horizon(excess(run))
     assert found.value == found.low == found.high == depth
 

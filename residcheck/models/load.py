@@ -20,6 +20,7 @@ from residcheck.models.cache import sha256, weights_digest
 from residcheck.models.gguf import cached_builtin, cached_gguf
 from residcheck.models.quiet import quiet_libraries
 from residcheck.models.spec import ModelSpec, path_exists
+from residcheck.planted import is_planted
 from residcheck.progress import Progress, silent
 
 
@@ -56,6 +57,8 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
         NonFiniteError: NaN or infinity in a weight.
     """
     check_device(spec.device)
+    if is_planted(spec.name):
+        return _placed(_planted(spec))
     located = _locate(spec, progress)
     progress(f"loading {located.id}", 0, None)
     with quiet_libraries():
@@ -64,14 +67,36 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
         model, tokenizer = _model_and_tokenizer(located, spec)
     _refuse_nonfinite(located.id, model)
     weights = located.weights or f"revision:{config._commit_hash or located.revision}"
+    return _placed(LoadedModel(located.id, weights, model, tokenizer, spec))
+
+
+def _placed(loaded: LoadedModel) -> LoadedModel:
     try:
-        model.to(spec.device)
+        loaded.model.to(loaded.spec.device)
     except (RuntimeError, MemoryError) as error:
         raise LoadError(
-            f"{located.id} does not fit on {spec.device}: {first_line(error)}",
+            f"{loaded.id} does not fit on {loaded.spec.device}: {first_line(error)}",
             "try dtype=bf16, a smaller model, or another device",
         ) from error
-    return LoadedModel(located.id, weights, model.eval(), tokenizer, spec)
+    loaded.model.eval()
+    return loaded
+
+
+def _planted(spec: ModelSpec) -> LoadedModel:
+    import torch
+
+    from residcheck.planted.building import CONSTRUCTION, build
+    from residcheck.planted.tokens import tokenizer
+
+    with quiet_libraries():
+        how = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec)}
+        model = build(spec.name, **how)
+    return LoadedModel(spec.name, CONSTRUCTION, model, tokenizer(), spec)
+
+
+def _attention(spec: ModelSpec) -> str | None:
+    """TransformerBridge computes attention itself, as eager does; None is transformers' choice."""
+    return spec.attention or ("eager" if spec.backend == "transformer_lens" else None)
 
 
 def check_device(device: str) -> None:
@@ -207,14 +232,12 @@ def _model_and_tokenizer(located: _Located, spec: ModelSpec) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # TransformerBridge computes attention itself, as eager does; None is transformers' choice.
-    attention = spec.attention or ("eager" if spec.backend == "transformer_lens" else None)
     common = {"revision": located.revision, "trust_remote_code": False}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             located.source,
             dtype=getattr(torch, spec.dtype),
-            attn_implementation=attention,
+            attn_implementation=_attention(spec),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from residcheck.errors import UsageError
+from residcheck.planted import is_planted, read_plan
 
 DTYPES = {
     "float32": "float32",
@@ -35,7 +36,8 @@ class ModelSpec:
     """Which model, and how to run it.
 
     Args:
-        name: a built-in name, a hub id, or the path of a folder or ``.gguf`` file.
+        name: a built-in name, a hub id, the path of a folder or ``.gguf`` file, or
+            ``planted:...``, a model whose answers are known.
         revision: branch, tag or commit of a hub model.
         dtype: what the model computes in; ``float32`` unless said.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -92,6 +94,8 @@ def parse_spec(text: str) -> ModelSpec:
         UsageError: an option that does not exist or a value that it does not take.
     """
     text = text.strip()
+    if is_planted(text):
+        return _parse_planted(text)
     if path_exists(text):
         return ModelSpec(text)
     match = _TRAILING_OPTIONS.match(text)
@@ -108,6 +112,14 @@ def parse_spec(text: str) -> ModelSpec:
         if not revision:
             raise UsageError(f"no revision after '@' in {text!r}")
     return ModelSpec(name, revision).with_options(**options)
+
+
+def _parse_planted(text: str) -> ModelSpec:
+    """What is planted and how to run it are options of one list."""
+    parts = text.split(",")
+    options = [part for part in parts[1:] if part.partition("=")[0] in OPTIONS]
+    name = ",".join(part for part in parts if part not in options)
+    return ModelSpec(str(read_plan(name))).with_options(**_read_options(",".join(options), text))
 
 
 def path_exists(path: str) -> bool:

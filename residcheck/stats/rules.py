@@ -22,12 +22,11 @@ from residcheck.stats.decision import (
 )
 from residcheck.stats.fits import Floats, evidence_for_exponential, slopes
 from residcheck.stats.intervals import over_prompts
-from residcheck.stats.phase import EVIDENCE, Phase
+from residcheck.stats.phase import EVIDENCE, RATE_MARGIN, Phase
 
-# The published rate of 1.045 is known to about 0.005, a ninth of its excess over 1. Rates
+# RATE_MARGIN, to which the published rate is known, is a ninth of its excess over 1. Rates
 # are called the same when their logs differ by less than that ninth of the stream's, and
 # never by less than 0.005.
-RATE_MARGIN = 0.005
 RELATIVE_RATE_MARGIN = 0.11
 NEARLY_ALL = 0.95
 MOSTLY = 0.9

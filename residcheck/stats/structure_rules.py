@@ -10,8 +10,8 @@ from scipy import stats
 from residcheck.stats.decision import LEVEL, Decision, Region, decide, exactly
 from residcheck.stats.fits import Floats, slopes
 from residcheck.stats.intervals import over_prompts
-from residcheck.stats.phase import Phase
-from residcheck.stats.rules import HALF, RATE_MARGIN
+from residcheck.stats.phase import RATE_MARGIN, Phase
+from residcheck.stats.rules import HALF
 
 # Twice the kurtosis of the rotated, normal-looking stream: that of a Laplace distribution.
 HEAVY = 2.0
