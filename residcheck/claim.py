@@ -6,9 +6,14 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
+
+import numpy as np
 
 from residcheck.curves import Run
 from residcheck.stats import MIN_LAYERS, MIN_PROMPTS, Outcome
@@ -99,8 +104,13 @@ class Claim:
         if run.prompts.count < self.prompts:
             note = f"{run.prompts.count} prompt(s); at least {self.prompts} are needed"
             return Verdict(self.id, run.model.id, Outcome.INCONCLUSIVE, note=note)
-        finding = self.rule(run)
+        zero = zeros(run)
+        with _without_numbers() if zero else nullcontext():
+            finding = self.rule(run)
         decision = finding.decision
+        if zero and any(isnan(e.value) for e in decision.estimates):
+            which = [zero[name] for name in self.curves if name in zero] or zero.values()
+            decision = decision.with_note(f"{'; '.join(which)}: logs and rates are not defined")
         return Verdict(
             self.id,
             run.model.id,
@@ -109,6 +119,30 @@ class Claim:
             decision.note,
             finding.figure,
         )
+
+
+def zeros(run: Run) -> dict[str, str]:
+    """Norms that are zero somewhere in a layer, as where it was pruned, and in which layers.
+
+    Biases are left out: models without any have zeros there, and rules know of it.
+    """
+    found: dict[str, str] = {}
+    for name, curve in run.curves.items():
+        if curve.unit == "norm" and curve.dims[-1] == "layer" and not name.startswith("b_"):
+            layers = np.flatnonzero(
+                (curve.values == 0).any(axis=tuple(range(curve.values.ndim - 1)))
+            )
+            if len(layers):
+                found[name] = f"{name} is zero in layers {', '.join(map(str, layers))}"
+    return found
+
+
+@contextmanager
+def _without_numbers() -> Iterator[None]:
+    """Within: what has no number is NaN and no warning."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def claim(

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from proof.planted import BOTH_WAYS, CLAIMS, EXACT, UNDECIDED, outcome_when, verdict_on
+from proof.planted import (
+    BOTH_WAYS,
+    CLAIMS,
+    EXACT,
+    UNDECIDED,
+    measured,
+    outcome_when,
+    verdict_on,
+)
 
 from residcheck.curves import Run
 from residcheck.planted.plan import FAMILIES, WITH_BIASES
@@ -107,3 +115,14 @@ def test_the_open_question_is_never_decided(spec: str) -> None:
 
 def test_every_claim_is_here() -> None:
     assert {*BOTH_WAYS, *EXACT, *UNDECIDED} == {*CLAIMS}
+
+
+@pytest.mark.parametrize("spec", ["planted:horizon=5,layers=8", "planted:decay=3,layers=8"])
+def test_sublayers_that_write_nothing_leave_no_number_and_no_warning(spec: str) -> None:
+    """Its attention writes zeros, and the matrices of its gates read the stream's mean alone."""
+    claims = [claim.id for claim in CLAIMS.values() if claim.family in "BCE"]
+    run = measured(spec, claims)
+    verdicts = {claim: CLAIMS[claim].evaluate(run) for claim in claims}
+    assert verdicts["frobenius-expectation"].outcome is SUPPORTED
+    assert verdicts["ov-tracks-attn-out"].outcome is Outcome.INCONCLUSIVE
+    assert "attn_out_norm is zero in layers 0, 1" in verdicts["ov-tracks-attn-out"].note

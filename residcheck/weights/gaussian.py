@@ -8,6 +8,7 @@ from torch import Tensor
 
 from residcheck.backends.layer_weights import AttentionWeights, LayerWeights
 from residcheck.seeds import generator
+from residcheck.tolerances import tolerance
 
 
 def normalized(
@@ -36,7 +37,8 @@ def squared_ratios(
     For isotropic x of unit variance ``E|xW|^2 = |W|_F^2``, since ``E[x^T x]`` is the
     identity. Normalised to mean 0 and variance 1, x is uniform on the sphere of radius
     sqrt(d) in the hyperplane across u = (1, ..., 1) / sqrt(d), so ``E[x^T x]`` is
-    ``d / (d-1) (I - u^T u)`` and the expectation ``d / (d-1) (|W|_F^2 - |uW|^2)``.
+    ``d / (d-1) (I - u^T u)`` and the expectation ``d / (d-1) (|W|_F^2 - |uW|^2)``. Of a
+    matrix that reads the mean alone that is zero but for rounding, and the ratio NaN.
     """
     d = len(W)
     x = torch.randn(draws, d, generator=generator("gaussian")).to(W)
@@ -44,6 +46,8 @@ def squared_ratios(
     spread, mean = torch.std_mean(x, dim=-1, correction=0, keepdim=True)
     squared = _square(W)
     centred = d / (d - 1) * (squared - _square(columns) / d)
+    rounding = tolerance(str(W.dtype).removeprefix("torch.")).product * squared
+    centred = torch.where(centred > rounding, centred, torch.nan)
     # Normalising x is affine, so its product follows from that of x.
     return _square(y, -1) / squared, _square((y - mean * columns) / spread, -1) / centred
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from proof.page import table, write_section
 from torch import Tensor
 
 from residcheck.backends import Backend, Tap, open_backend
@@ -69,13 +70,13 @@ def verdict_on(claim: str, spec: str, runs: dict[str, Run]) -> Verdict:
     """The claim on a planted model, which is measured once for all claims of the table."""
     settled = [other for other, pair in BOTH_WAYS.items() if spec in pair]
     if claim not in settled:
-        return CLAIMS[claim].evaluate(_measured(spec, [claim]))
+        return CLAIMS[claim].evaluate(measured(spec, [claim]))
     if spec not in runs:
-        runs[spec] = _measured(spec, settled)
+        runs[spec] = measured(spec, settled)
     return CLAIMS[claim].evaluate(runs[spec])
 
 
-def _measured(spec: str, claims: list[str]) -> Run:
+def measured(spec: str, claims: list[str]) -> Run:
     names = needed_curves([CLAIMS[claim] for claim in claims])
     model = parse_spec(f"{spec},backend=transformers")
     return measure(model, PROMPTS, max_tokens=MAX_TOKENS, names=names)
@@ -177,8 +178,6 @@ _BROKEN = {
 
 def section() -> str:
     """The table, measured."""
-    from page import table
-
     runs: dict[str, Run] = {}
     rows = []
     for claim, specs in BOTH_WAYS.items():
@@ -209,7 +208,5 @@ def _row(where: str, verdict: Verdict) -> tuple[str, str, str, str]:
 
 
 if __name__ == "__main__":
-    from page import write_section
-
     torch.set_num_threads(1)
     write_section("planted", section())
