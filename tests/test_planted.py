@@ -33,6 +33,7 @@ STREAMS = [
     "by=attention",
     "by=mlp",
     "kept=0.5",
+    "layers=1",
     "bos=apart",
     "eraser=3.1,basis=standard",
 ]
@@ -145,6 +146,8 @@ def test_a_spec_says_what_is_not_as_by_default(text: str, name: str, backend: st
         ("planted:gaussian=1.1,family=llama", "without biases"),
         ("planted:horizon=20,layers=12", "horizon"),
         ("planted:horizon=3,family=gpt2", "llamas"),
+        ("planted:horizon=3,growth=1.1", "beside a horizon"),
+        ("planted:horizon=3,decay=4", "only one of"),
         ("planted:growth=0.5", "cosine"),
         ("planted:cosine=0.9,growth=0.7", "cosine"),
         ("planted:activation=1.5", "active neurons"),

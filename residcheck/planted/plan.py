@@ -10,6 +10,7 @@ from residcheck.errors import UsageError
 PREFIX = "planted:"
 FAMILIES = ("gpt2", "llama", "gemma3", "neox")
 WITH_BIASES = ("gpt2", "neox")
+_HORIZONS = ("horizon", "decay", "toll")
 _MOST_LAYERS = 128
 
 
@@ -115,7 +116,7 @@ class Plan:
     @property
     def by_horizon(self) -> bool:
         """Whether what is planted is what layers read of earlier ones."""
-        return any(x is not None for x in (self.horizon, self.decay, self.toll))
+        return any(getattr(self, name) is not None for name in _HORIZONS)
 
     @property
     def gated(self) -> bool:
@@ -197,21 +198,31 @@ def _written(value: Any) -> str:
 
 
 def _contradictions(plan: Plan) -> list[tuple[bool, str]]:
-    first, last = plan.window or (0, plan.layers - 1)
+    first, last = plan.window or (-1, plan.layers - 1)
     layer, head = plan.eraser or (1, 1)
+    planted = {o.name for o in fields(plan) if getattr(plan, o.name) != o.default}
+    horizons = planted & set(_HORIZONS)
     return [
         (not 1 <= plan.layers <= _MOST_LAYERS, f"layers must be 1 to {_MOST_LAYERS}"),
         (not 0 < plan.growth < 4, "growth must be above 0 and below 4"),
-        (not 0 <= first < last < plan.layers, "the window must lie within the layers"),
+        (not -1 <= first < last < plan.layers, "the window must lie within the layers"),
         (not -0.9 <= plan.cosine <= 0.9, "the cosine must be between -0.9 and 0.9"),
         (not 0 <= plan.kept <= 1, "kept is a share"),
         (not 0 < plan.active < 1, "active is a share"),
-        (not 1 <= layer < plan.layers or not 1 <= head < 4, "erasers are heads 1-3 from layer 1"),
+        (
+            plan.eraser is not None and not (1 <= layer < plan.layers and 1 <= head < 4),
+            "erasers are heads 1 to 3 from layer 1 on",
+        ),
         (plan.mid == "apart" and plan.parallel, "parallel blocks have nothing between"),
         (plan.gaussian != 1 and not plan.biased, "without biases half of the neurons fire"),
         (plan.positions == "apart" and plan.family != "gpt2", "only gpt2 has learned positions"),
         (plan.bos == "apart" and plan.family == "gemma3", "its norms keep BOS as it is"),
         (plan.by_horizon and plan.family != "llama", "horizons are planted in llamas"),
+        (
+            bool(horizons) and planted != {*horizons} | planted & {"family", "layers"},
+            "beside a horizon only layers can be planted",
+        ),
+        (len(horizons) > 1, f"only one of {', '.join(_HORIZONS)} can be planted"),
         (not 1 <= (plan.horizon or 1) <= plan.layers, "the horizon must be 1 to the layers"),
         (not 0 < (plan.decay or 1) < _MOST_LAYERS, "decay must be above 0"),
     ]
