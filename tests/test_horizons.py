@@ -28,6 +28,7 @@ from residcheck.measure import (
 )
 from residcheck.models import parse_spec
 from residcheck.names import HORIZON
+from residcheck.planted.tokens import VOCABULARY
 from residcheck.stats import effective_horizon
 
 TEXTS = tuple(
@@ -119,6 +120,9 @@ def test_a_planted_horizon_is_found(reach: int) -> None:
     assert (loss[: reach - 1] > run["loss"].mean + 1).all()
     found = effective_horizon(excess(run))
     assert found.value == reach
+    # Where nothing is read all logits are equal, and of these the first token's is not it.
+    assert loss[: reach - 1] == pytest.approx(np.log(VOCABULARY), rel=1e-6)
+    assert (run["horizon_top1"].mean[: reach - 1] < 0.1).all()
 
 
 def test_a_model_without_a_horizon_is_not_given_one() -> None:

@@ -38,8 +38,9 @@ class Reference:
     def score(self, logits: Float[Tensor, "token vocab"]) -> Scores:
         """Of other predictions q: KL is sum p log p - sum p log q. ``logits`` are used up."""
         logits = _wide(logits)
-        logits = logits.sub_(logits.amax(dim=-1, keepdim=True))
-        top1 = logits.gather(-1, self._best)[:, 0] == 0
+        highest, likeliest = logits.max(dim=-1, keepdim=True)
+        logits = logits.sub_(highest)
+        top1 = (likeliest == self._best)[:, 0]  # of equal logits, one is the likeliest
         target = logits.gather(-1, self._targets)[:, 0]
         expected = _dot(self._probabilities, logits)
         # In place: a new array of this size costs more than what is computed in it.

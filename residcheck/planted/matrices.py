@@ -115,12 +115,9 @@ class Blueprint:
     def _zeros(self, *shape: int) -> Vector:
         return np.zeros((*shape, self.slots.count))
 
-    def _directions(self, count: int, inside: slice = slice(None)) -> Vector:
-        """Random orthonormal rows; within some slots."""
-        rows = self._zeros(count)
-        room = np.arange(self.slots.count)[inside]
-        rows[:, room] = np.linalg.qr(self._rng.standard_normal((len(room), count)))[0].T
-        return rows
+    def _directions(self, count: int) -> Vector:
+        """Random orthonormal rows."""
+        return np.asarray(np.linalg.qr(self._rng.standard_normal((self.slots.count, count)))[0].T)
 
     def _patterns(self, layer: int) -> tuple[Vector, Vector]:
         d_head = width(self.plan) // HEADS
