@@ -73,3 +73,26 @@ def planted(session: nox.Session) -> None:
     """Every claim both ways on planted models: a section of claims/PROOF.md."""
     install(session)
     session.run("python", "tests/proof/planted.py", env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def detect(session: nox.Session) -> None:
+    """Every planted fault in every tiny model: a section of claims/PROOF.md."""
+    install(session)
+    command = ("python", "tests/proof/detect.py")
+    session.run(*command, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def quiet(session: nox.Session) -> None:
+    """Runs that differ in nothing that matters: a section of claims/PROOF.md."""
+    install(session)
+    session.run("python", "tests/proof/quiet.py", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def calibrate(session: nox.Session) -> None:
+    """How often each decision rule errs: a section of claims/PROOF.md."""
+    install(session)
+    command = ("python", "tests/proof/calibrate.py")
+    session.run(*command, *session.posargs, env={"PYTHONPATH": "tests"})

@@ -116,9 +116,10 @@ def test_frobenius_expectation(run: Run) -> Finding:
     prompts=1,
 )
 def test_reading_writing(run: Run) -> Finding:
-    """Log rates over all layers (Theil-Sen, intervals over layers), of folded weights:
-    those of writing weights above 0, those of reading weights at most half of the mean
-    of these, up or down. The weights as stored are reported beside them."""
+    """Log rates over all layers (Theil-Sen, intervals over layers that allow for neighbours
+    that are alike), of folded weights: those of writing weights above 0, those of reading
+    weights at most half of the mean of these, up or down. The weights as stored are reported
+    beside them."""
 
     def logs(names: tuple[str, ...]) -> dict[str, np.ndarray]:
         found = {n: run[n].double for n in names if n in run.curves}

@@ -96,8 +96,9 @@ def test_writes_persist(run: Run) -> Finding:
 )
 def test_virtual_weights(run: Run) -> Finding:
     """Frobenius norm of the product over that of matrices of the same norms and random
-    directions: its mean over later reads must be above 1.01. Its rank correlation with the
-    distance in layers is reported."""
+    directions: its mean over later reads must be above 1.01. The interval is over layers and
+    allows for neighbours that are alike. The rank correlation with the distance in layers is
+    reported."""
     scores = run["virtual_weights"].double
     return Finding(connected_beyond_chance(scores), Figure(("virtual_weights",), kind="map"))
 

@@ -227,7 +227,12 @@ def test_ctrl_c_saves_what_was_measured(gpt2: Path, prompts: Path, tmp_path: Pat
     command = [sys.executable, "-m", "residcheck", "measure", str(gpt2), "--out", "run.json"]
     command += ["--prompts", str(prompts), "--batch-size", "1", "--backend", "transformers"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "80"}
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored under nohup
     )
     assert process.stderr is not None
     with process.stderr as lines_said:

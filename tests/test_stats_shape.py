@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from residcheck.stats import (
     LEVEL,
@@ -25,8 +26,9 @@ from residcheck.stats import (
     published_rate,
     same_rate,
 )
-from residcheck.stats.fits import Floats
-from residcheck.stats.shape import classify, confidence
+from residcheck.stats.fits import Floats, evidence_for_exponential
+from residcheck.stats.phase import STRONG_EVIDENCE, _clearly_exponential
+from residcheck.stats.shape import classify, confidence, enough
 
 PROMPTS, LAYERS = 16, 30
 PHASE = Phase(3, 26, "planted")
@@ -294,3 +296,39 @@ def test_bend_of_a_broken_line_is_found(n_layers: int, bend: int) -> None:
 @pytest.mark.parametrize("n_layers", range(7))
 def test_a_short_curve_has_no_bend(n_layers: int) -> None:
     assert change_point(np.arange(float(n_layers))) is None
+
+
+def test_jagged_straight_lines_hardly_ever_have_an_exponential_window(
+    rng: np.random.Generator,
+) -> None:
+    """Steps that stray by six tenths of the growth per layer, as those of real streams do."""
+    line = np.diff(np.log(1 + np.linspace(0, np.expm1(2), 24)))
+    steps = line + 0.6 * line.mean() * rng.normal(size=(300, 23))
+    called = [choose_phase(row).exponential for row in steps.cumsum(axis=1)]
+    assert np.mean(called) <= 0.05
+
+
+def test_more_is_asked_for_of_short_windows() -> None:
+    """Twelve of 24 layers on which the exponential wins by 6 are none; by 12 they are one."""
+    n = 24
+    layers = np.arange(n, dtype=np.float64)
+    found = {}
+    for size in np.linspace(0.002, 0.2, 100):
+        curve = 0.3 * layers + size * (-1.0) ** layers
+        found[size] = float(evidence_for_exponential(curve, layers))
+        clear = _clearly_exponential(sliding_window_view(curve, n), n)
+        assert clear.all() == (found[size] >= STRONG_EVIDENCE)
+        half = sliding_window_view(curve, n // 2)
+        rows = layers[: len(half), None] + layers[: n // 2]
+        each = evidence_for_exponential(half, rows)
+        assert (_clearly_exponential(half, n) == (each >= 2 * STRONG_EVIDENCE)).all()
+        one = evidence_for_exponential(half[3], layers[3 : 3 + n // 2])
+        assert each[3] == pytest.approx(float(one))
+    assert min(found.values()) < STRONG_EVIDENCE < max(found.values())
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(8, 0.994), (16, 0.985), (10_000, 0.975)])
+def test_confidence_asked_for_is_that_of_either_end_of_an_interval(
+    n: int, confidence: float
+) -> None:
+    assert enough(n) == pytest.approx(confidence, abs=0.002)

@@ -91,7 +91,43 @@ def rate_over_layers(
     """Log rate per layer of a curve whose layers are separate, as weights' norms are.
 
     Theil and Sen's median of pairwise slopes with its interval (scipy's ``theilslopes``):
-    a statement about other layers of such a model, not about other prompts.
+    a statement about other layers of such a model, not about other prompts. Neighbouring
+    layers are alike (correlated by 0 to 0.7 in SmolLM2 and Gemma 3 270M), so that there are
+    fewer than there seem to be: the standard error behind the interval is enlarged by it
+    (as Hamed and Rao 1998 do for the test of a trend), and Student's t takes the place of
+    the normal quantile.
     """
-    slope, _, low, high = stats.theilslopes(log_curve, layers, alpha=LEVEL)
+    slope, intercept, *_ = stats.theilslopes(log_curve, layers)
+    times = redundancy(log_curve - intercept - slope * layers)
+    quantile = stats.t.ppf((1 + LEVEL) / 2, len(layers) - 2) * np.sqrt(times)
+    level = 1 - 2 * float(stats.norm.sf(quantile))
+    _, _, low, high = stats.theilslopes(log_curve, layers, alpha=min(level, 1 - 1e-12))
     return Estimate(name, float(slope), float(low), float(high), len(layers), LAYERS, region)
+
+
+def mean_over_layers(name: str, per_layer: Floats, region: Region | None = None) -> Estimate:
+    """Mean of numbers of single layers, of which neighbours are alike.
+
+    Student's t with as many layers as there would be if they were independent.
+    """
+    n, value = len(per_layer), float(per_layer.mean())
+    times = redundancy(per_layer - value)
+    # Layers that are alike also vary less about their mean than about the true one.
+    error = float(per_layer.std()) * np.sqrt(times / n / (1 - times / n))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, max(n / times - 1, 1.0))) * error
+    return Estimate(name, value, float(value - half), float(value + half), n, LAYERS, region)
+
+
+def redundancy(residuals: Floats) -> float:
+    """How many layers it takes to say as much as one would if all were independent.
+
+    Of a first-order autoregression it is (1 + r) / (1 - r). The correlation r of neighbours
+    is corrected for the mean that was taken off, which lowers it by (1 + 3 r) / n (Marriott
+    and Pope 1954); it is held between 0 and 0.9, and two layers are left at least.
+    """
+    n, total = len(residuals), float((residuals**2).sum())
+    if total == 0.0:
+        return 1.0
+    r = float((residuals[1:] * residuals[:-1]).sum()) / total
+    r = float(np.clip((n * r + 1) / max(n - 3, 1), 0.0, 0.9))
+    return min((1 + r) / (1 - r), n / 2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import stats
 
-from residcheck.stats.decision import LEVEL, Decision, Outcome
+from residcheck.stats.decision import Decision, Outcome
 from residcheck.stats.fits import Floats, slopes
-from residcheck.stats.intervals import RESAMPLES, over_prompts
+from residcheck.stats.intervals import RESAMPLES, expanded_level, over_prompts
 
 # The published window of GPT2-XL, 5-41 of 48, leaves out about a tenth at either end.
 EDGE = 0.1
@@ -53,24 +54,41 @@ def classify(log_norm: Floats) -> Shape:
     has-decrease: it falls by 5 % or more somewhere over at least two layers; flat: it
     grows by less than 5 %; else by how the log rate changes from one half to the other.
     """
-    curve = log_norm[interior(len(log_norm))]
-    smooth = np.median(sliding_window_view(curve, 3), axis=-1)  # one layer's dip is no phase
-    if np.max(np.maximum.accumulate(smooth) - smooth) >= FALL:
-        return Shape.HAS_DECREASE
-    if curve[-1] - curve[0] < VISIBLE:
-        return Shape.FLAT
-    change = float(acceleration(log_norm))
-    if abs(change) <= STEADY:
-        return Shape.EXPONENTIAL
-    return Shape.SUPER_EXPONENTIAL if change > 0 else Shape.SUB_EXPONENTIAL
+    return Shape(str(_classes(log_norm[None])[0]))
+
+
+def _classes(log_norms: Floats) -> npt.NDArray[np.str_]:
+    """The names of the shapes of many curves, ``[curve, layer]``."""
+    curves = log_norms[:, interior(log_norms.shape[-1])]
+    # one layer's dip is no phase
+    smooth = np.median(sliding_window_view(curves, 3, axis=-1), axis=-1)
+    fall = (np.maximum.accumulate(smooth, axis=-1) - smooth).max(axis=-1)
+    change = acceleration(log_norms)
+    named = {
+        Shape.HAS_DECREASE: fall >= FALL,
+        Shape.FLAT: curves[:, -1] - curves[:, 0] < VISIBLE,
+        Shape.EXPONENTIAL: np.abs(change) <= STEADY,
+        Shape.SUPER_EXPONENTIAL: change > 0,
+    }
+    names = [shape.value for shape in named]
+    return np.select(list(named.values()), names, Shape.SUB_EXPONENTIAL.value)
 
 
 def confidence(log_norm: Floats, shape: Shape) -> float:
     """Share of resamples of the prompts in which the curve has ``shape``."""
     rng = np.random.default_rng(0)
     n = len(log_norm)
-    counts = stats.multinomial.rvs(n, np.full(n, 1 / n), size=RESAMPLES // 4, random_state=rng)
-    return float(np.mean([classify(row) == shape for row in counts @ log_norm / n]))
+    counts = stats.multinomial.rvs(n, np.full(n, 1 / n), size=RESAMPLES, random_state=rng)
+    return float(np.mean(_classes(counts @ log_norm / n) == shape.value))
+
+
+def enough(n: int) -> float:
+    """The confidence from which a shape of n prompts is decided.
+
+    Either side of a border is one-sided, at 2.5 % as every interval is, and resamples of few
+    prompts vary too little by as much as they do for intervals.
+    """
+    return (1 + expanded_level(n)) / 2
 
 
 def expected_shape(log_norm: Floats, expected: Shape) -> Decision:
@@ -80,7 +98,7 @@ def expected_shape(log_norm: Floats, expected: Shape) -> Decision:
     change = over_prompts(
         "change of the log rate between halves, over its mean", log_norm, acceleration
     )
-    if sure < LEVEL:
+    if sure < enough(len(log_norm)):
         outcome = Outcome.INCONCLUSIVE
     else:
         outcome = Outcome.SUPPORTED if found == expected else Outcome.REFUTED

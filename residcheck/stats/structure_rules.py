@@ -9,7 +9,7 @@ from scipy import stats
 
 from residcheck.stats.decision import LEVEL, Decision, Region, decide, exactly
 from residcheck.stats.fits import Floats, slopes
-from residcheck.stats.intervals import over_prompts
+from residcheck.stats.intervals import mean_over_layers, over_prompts
 from residcheck.stats.phase import RATE_MARGIN, Phase
 from residcheck.stats.rules import HALF
 
@@ -143,12 +143,11 @@ def connected_beyond_chance(scores: Floats) -> Decision:
     """Are later layers' reading weights aligned with earlier ones' writing weights?
 
     The mean over later reads of each write's composition, 1 at chance; interval over the
-    writes. Its slope against the distance in layers is reported.
+    layers that write. Its slope against the distance in layers is reported.
     """
     rows = np.nanmean(scores[:-2], axis=1)  # the last layer's writes have few readers or none
-    above = over_prompts(
-        "composition over chance", rows, None, Region(low=CONNECTED), population="other writes"
-    )
+    layers = rows.reshape(-1, 2).mean(axis=1)
+    above = mean_over_layers("composition over chance", layers, Region(low=CONNECTED))
     write, read = np.nonzero(np.isfinite(scores))
     distance = read // 2 - write // 2
     trend = stats.spearmanr(distance, scores[write, read]).statistic

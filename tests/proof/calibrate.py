@@ -1,0 +1,94 @@
+"""How often each decision rule errs, on simulated measurements whose truth is planted.
+
+``python tests/proof/calibrate.py`` writes its section of claims/PROOF.md; with ``--rule``
+only some rules are measured, with the same numbers, and the table is printed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from proof.page import PAGE, write_section
+from proof.rules_cases import BOUNDARY, CASES, TRUE, USUAL, Case
+from proof.rules_cells import Cell, applies, quickly, simulate
+from proof.rules_page import Row, every_cell, section
+from rich.progress import Progress
+
+from residcheck.stats import Outcome
+
+REPETITIONS = 300
+FOUND = 0.8
+Step = Callable[[], None]
+
+
+@click.command()
+@click.option("--repetitions", default=REPETITIONS, show_default=True, help="Of every cell.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--rule", "rules", multiple=True, help="Only rules of this name; may be repeated.")
+@click.option("--full", type=click.Path(path_type=Path), help="A CSV file for all cells.")
+@click.option("--page", type=click.Path(path_type=Path), help="Another page than PROOF.md.")
+def main(
+    repetitions: int, seed: int, rules: tuple[str, ...], full: Path | None, page: Path | None
+) -> None:
+    """Measure the error rates of the decision rules."""
+    cases = [case for case in CASES if not rules or case.claim in rules or case.name in rules]
+    if not cases:
+        raise click.BadParameter("no such rule", param_hint="--rule")
+    rows = measure(cases, repetitions, seed)
+    text = section(rows, repetitions, seed, covered_of(repetitions))
+    if full is not None:
+        with full.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(every_cell(rows))
+    if rules and page is None:
+        click.echo(text)
+    else:
+        write_section("rules", text, page or PAGE)
+
+
+def measure(cases: list[Case], repetitions: int, seed: int) -> list[Row]:
+    """The rows of these cases, with a bar that shows how far it is."""
+    rows = []
+    with quickly(), Progress() as progress:
+        total = sum(len(cells_of(case, truth)) for case in cases for truth in case.planted)
+        bar = progress.add_task("cells", total=total)
+        for case in cases:
+            power = smallest(case, repetitions, seed)
+            for truth in case.planted:
+                cells = []
+                for cell in cells_of(case, truth):
+                    cells.append(simulate(cell, repetitions, seed, covered_of(repetitions)))
+                    progress.advance(bar)
+                shown = power if truth == TRUE else ""
+                rows.append(Row(case, truth, tuple(cells), shown))
+    return rows
+
+
+def covered_of(repetitions: int) -> int:
+    """Repetitions of which intervals are held against the population: that takes a second
+    judgement, so a fifth of them."""
+    return max(1, repetitions // 5)
+
+
+def cells_of(case: Case, truth: str) -> list[Cell]:
+    """The cells of one truth, of the sizes that the claim is decided on."""
+    effect = case.planted[truth]
+    sizes = [size for size in case.sizes if applies(case, *size)]
+    return [Cell(case, truth, effect, *size) for size in sizes]
+
+
+def smallest(case: Case, repetitions: int, seed: int) -> str:
+    """The effect closest to the boundary that is found in four of five, in words."""
+    size = USUAL if USUAL in case.sizes else next(s for s in case.sizes if applies(case, *s))
+    for effect in case.grid:
+        cell = Cell(case, BOUNDARY, effect, *size)
+        simulate(cell, max(repetitions // 3, 1), seed, covered=0)
+        if cell.share(Outcome.SUPPORTED) >= FOUND:
+            return f"{effect:g}"
+    return f"none up to {case.grid[-1]:g}" if case.grid else ""
+
+
+if __name__ == "__main__":
+    main()
