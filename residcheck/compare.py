@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from residcheck.tolerances import Tolerance
@@ -24,6 +25,13 @@ class Difference:
     size: float
     bound: float
 
+    @property
+    def ratio(self) -> float:
+        """Size over bound; infinite where only one side is a number."""
+        if self.size == 0:
+            return 0.0
+        return self.size / self.bound if self.size == self.size and self.bound else math.inf
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -31,7 +39,8 @@ class Comparison:
 
     ``picture`` shows difference over bound per layer on a logarithmic scale: the lowest
     bar is within the bound, each further bar a factor of ten beyond it. ``axis`` is what
-    the numbers are counted along, from ``first``; empty for a single number.
+    the numbers are counted along, from ``first``; empty for a single number. ``closest`` is
+    the number that came closest to its bound, or left it the furthest.
     """
 
     curve: str
@@ -40,6 +49,12 @@ class Comparison:
     picture: str = ""
     axis: str = "layer"
     first: int = 0
+    closest: Difference | None = None
+
+    @property
+    def margin(self) -> float:
+        """The largest difference over its bound: above 1 where the curve has moved."""
+        return 0.0 if self.closest is None else self.closest.ratio
 
     @property
     def same(self) -> bool:
@@ -50,22 +65,28 @@ class Comparison:
         worst = self.differences[0]
         size = f"{worst.size:.2e}" if math.isfinite(worst.size) else "NaN on one side"
         return (
-            f"{self.curve} drifted: {worst.part}{self._place(worst.index)}: "
+            f"{self.curve} drifted: {worst.part}{self._place(worst)}: "
             f"{worst.stored:.7g} -> {worst.measured:.7g}, off by {size} "
             f"(bound {worst.bound:.0e}); {len(self.differences)} of {self.count} numbers "
             f"beyond their bound\n{self._drawn(worst.part)}"
             f"  if the change is right, accept it with: {accept}"
         )
 
-    def _place(self, index: int) -> str:
-        return f" at {self.axis} {index + self.first}" if self.axis else ""
+    def _place(self, worst: Difference) -> str:
+        counted = self.axis and worst.part in _PARTS
+        return f" at {self.axis} {worst.index + self.first}" if counted else ""
 
     def _drawn(self, part: str) -> str:
-        return f"  difference by {self.axis} ({part}): {self.picture}\n" if self.axis else ""
+        return f"  difference by {self.axis} ({part}): {self.picture}\n" if self.picture else ""
 
 
 def compare_curves(
-    name: str, stored: Mapping[str, Any], measured: Mapping[str, Any], row: Tolerance, step: float
+    name: str,
+    stored: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    row: Tolerance,
+    step: float,
+    constants: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Comparison:
     """Compare two summaries of a curve (``mean``, ``gmean``, ``bos``, ``values``).
 
@@ -73,16 +94,20 @@ def compare_curves(
         row: tolerances of the wider of the two dtypes.
         step: what rounding may move a number that changes in steps: the rate of neurons
             at BOS, or the mean over tokens at a horizon of what is 0 or 1.
+        constants: numbers of the model that the curve depends on, stored and now.
     """
     unit = str(stored.get("unit", ""))
     horizons = "horizon" in stored
-    found: list[Difference] = []
-    count = 0
+    everything = [
+        _difference(part, 0, *values, row.curve, 0.0, unit="") for part, values in constants.items()
+    ]
+    count = len(everything)
     for part in _PARTS:
         old, new = _flat(stored.get(part, [])), _flat(measured.get(part, []))
         count += len(old)
         if len(old) != len(new):
-            found.append(Difference(part, min(len(old), len(new)), len(old), len(new), math.inf, 0))
+            shorter = min(len(old), len(new))
+            everything.append(Difference(part, shorter, len(old), len(new), math.inf, 0))
             continue
         if horizons:
             bound, slack = row.truncated, _slack_over_horizons(row, unit, step, old)
@@ -92,20 +117,19 @@ def compare_curves(
             bound = row.curve if averaged else row.token
             slack = step if part == "bos" else 0.0
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            difference = _difference(part, index, a, b, bound, slack, unit)
-            if not difference.size <= difference.bound:
-                found.append(difference)
-    found.sort(
-        key=lambda d: d.size / d.bound if d.size == d.size and d.bound else math.inf, reverse=True
-    )
+            everything.append(_difference(part, index, a, b, bound, slack, unit))
+    everything.sort(key=lambda d: d.ratio, reverse=True)
+    found = [d for d in everything if not d.size <= d.bound]
+    closest = everything[0] if everything else None
+    single = stored.get("dims") == ["prompt", "position"]
     picture = ""
-    if found:
+    if found and not single:
         part = found[0].part
         picture = _picture([d for d in found if d.part == part], len(_flat(measured.get(part, []))))
     if horizons:
-        return Comparison(name, tuple(found), count, picture, "horizon", first=1)
-    single = stored.get("dims") == ["prompt", "position"]
-    return Comparison(name, tuple(found), count, picture, axis="" if single else "layer")
+        return Comparison(name, tuple(found), count, picture, "horizon", 1, closest)
+    axis = "" if single else "layer"
+    return Comparison(name, tuple(found), count, picture, axis, closest=closest)
 
 
 def _slack_over_horizons(row: Tolerance, unit: str, step: float, values: list[float]) -> float:

@@ -34,9 +34,12 @@ QUANTITIES: dict[str, Quantity] = {
 PROBES = (
     "bos_spread",
     "padding_spread",
+    "padding_shift",
     "centred_mean",
     "centring_logit_shift",
     "rotation_logit_shift",
+    "resid_post_fingerprint",
+    "logit_fingerprint",
 )
 
 SAMPLED_AXES = ("prompt", "draw", "neuron")

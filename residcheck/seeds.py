@@ -8,7 +8,14 @@ from torch import Tensor
 
 DRAWS = 256
 """Draws of every experiment: means of rates and norms are then known to a few per cent."""
-SEEDS = {"gaussian": 1, "resampled": 2, "shuffled": 3, "rotation": 4, "attention": 5}
+SEEDS = {
+    "gaussian": 1,
+    "resampled": 2,
+    "shuffled": 3,
+    "rotation": 4,
+    "attention": 5,
+    "fingerprint": 6,
+}
 
 
 def generator(name: str) -> torch.Generator:

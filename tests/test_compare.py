@@ -109,3 +109,27 @@ def test_the_step_of_a_neuron_is_for_bos_only() -> None:
 def test_a_value_that_is_lost_is_a_difference() -> None:
     message = compared(CURVES["horizon_kl"], at(2, factor=np.nan)).message("")
     assert "mean at horizon 2: 4.672805 -> nan, off by NaN on one side" in message
+
+
+def test_the_closest_number_is_known_where_nothing_has_moved() -> None:
+    norms = Curve("resid_post_norm", TOKEN_DIMS, np.ones((2, 3, 8)), "norm")
+    comparison = compared(norms, at(3, factor=1 + ROW.curve / 4))
+    assert comparison.same
+    assert comparison.margin == pytest.approx(0.25)
+    assert comparison.closest is not None
+    assert comparison.closest.index == 2
+    assert compared(norms, lambda values: values).margin == 0
+    assert compared(norms, at(3, factor=2)).margin == pytest.approx(1 / ROW.curve)
+
+
+def test_another_constant_of_the_model_is_a_difference_without_a_place() -> None:
+    norms = Curve("ln1_normalized_norm", TOKEN_DIMS, np.ones((2, 3, 8)), "norm")
+    numbers = summary(norms)
+    constants = {"norm_eps": (1e-5, 1e-6)}
+    comparison = compare_curves(norms.name, numbers, numbers, ROW, 0.0, constants)
+    assert not comparison.same
+    message = comparison.message("")
+    assert message.startswith("ln1_normalized_norm drifted: norm_eps: 1e-05 -> 1e-06, off by 9.")
+    assert "difference by layer" not in message
+    same = {"norm_eps": (1e-5, 1e-5)}
+    assert compare_curves(norms.name, numbers, numbers, ROW, 0.0, same).same

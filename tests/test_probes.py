@@ -117,6 +117,35 @@ def test_padding_that_attention_makes_nan_is_nan_and_no_damage(tiny: Tiny) -> No
 
 
 @both_backends
+@pytest.mark.parametrize("family", ["llama", "neox", "opt", "bloom"])
+def test_padding_moves_no_token_where_positions_do_not_count_it(
+    family: str, backend: str, tiny: Tiny
+) -> None:
+    run = measure(
+        ModelSpec(str(tiny(family)), backend=backend),
+        PROMPTS,
+        max_tokens=24,
+        names=["padding_shift"],
+    )
+    assert run["padding_shift"].values.shape == (LAYERS,)
+    assert run["padding_shift"].values.max() <= FLOAT32.token
+
+
+def test_padding_moves_tokens_of_plain_gpt2_and_not_of_the_bridge(tiny: Tiny) -> None:
+    shifts = {
+        backend: measure(
+            ModelSpec(str(tiny("gpt2")), backend=backend),
+            PROMPTS,
+            max_tokens=24,
+            names=["padding_shift"],
+        )["padding_shift"].values
+        for backend in ("transformers", "transformer_lens")
+    }
+    assert shifts["transformers"].min() > 0.1
+    assert shifts["transformer_lens"].max() <= FLOAT32.token
+
+
+@both_backends
 def test_prompts_that_are_all_alike_have_no_spread_to_measure(backend: str, tiny: Tiny) -> None:
     run = probed(tiny, "llama", Prompts("x", PROMPTS.texts[:1] * 3), backend=backend)
     assert np.isnan(run["bos_spread"].values).all()

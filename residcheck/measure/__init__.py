@@ -16,6 +16,7 @@ from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Curve, ModelInfo, Run
 from residcheck.errors import LoadError, UnsupportedModelError
 from residcheck.measure.arguments import checked
+from residcheck.measure.fingerprints import fingerprints
 from residcheck.measure.horizons import WHOLE, HorizonRecording
 from residcheck.measure.horizons import HorizonOptions as HorizonOptions
 from residcheck.measure.horizons import curves_of as curves_of
@@ -143,11 +144,13 @@ def _run_experiments(session: Session, names: list[str], progress: Progress) -> 
     backend, device = session.backend, session.loaded.spec.device
     wanted = [name for name in names if name not in session.missing]
     curves = {name: curve for name, curve in session.stored.items() if name in wanted}
-    if {"bos_spread", "padding_spread"} & set(wanted):
+    if {"bos_spread", "padding_spread", "padding_shift"} & set(wanted):
         curves |= padding_probe(backend, session.encoded, device)
     if {"centred_mean", "centring_logit_shift"} & set(wanted):
         centred = session.loaded.spec.processing == "processed"
         curves |= centring_probe(backend, session.gate_tokens, centred)
+    if {"resid_post_fingerprint", "logit_fingerprint"} & set(wanted):
+        curves |= fingerprints(backend, session.gate_tokens)
     label = f"weights of {session.loaded.id}"
     curves |= folded_statistics(
         backend, wanted, lambda layer: progress(label, layer, backend.anatomy.n_layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -76,8 +76,23 @@ def open_session(
         names: curves that will be wanted; some are of the weights as they are stored, and
             those of weights need the weights gate beside the identity gate.
     """
-    wanted = list(names)
-    loaded = load(spec, progress)
+    return open_loaded(load(spec, progress), prompts, max_tokens, progress, names)
+
+
+def open_loaded(
+    loaded: LoadedModel,
+    prompts: Prompts,
+    max_tokens: int | None,
+    progress: Progress = silent,
+    names: Iterable[str] = (),
+    opener: Callable[[LoadedModel], Backend] = open_backend,
+) -> Session:
+    """The same for a model that is loaded already.
+
+    Args:
+        opener: makes the backend, once the plain model's logits and stored weights are known.
+    """
+    spec, wanted = loaded.spec, list(names)
     config = loaded.model.config.get_text_config()
     encoded = encode(prompts, loaded.tokenizer, config, max_tokens)
     tokens = _gate_tokens(encoded).to(spec.device)
@@ -85,7 +100,7 @@ def open_session(
     progress(f"reading the weights of {loaded.id}", 0, None)
     stored, unstored = _of_stored_weights(loaded, tokens, wanted)
     progress(f"checking the hooks of {loaded.id}", 0, None)
-    backend = open_backend(loaded)
+    backend = opener(loaded)
     gate.check(backend, tokens, reference, tolerance(spec.dtype))
     if any(set(_WEIGHTS) & set(STATISTICS[name].parts) for name in wanted if name in STATISTICS):
         progress(f"checking the weights of {loaded.id}", 0, None)

@@ -24,7 +24,10 @@ def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, 
 
     Prompts are padded on the left. Gives, in units of the norm of the first prompt's vector,
     the largest distance of another prompt's ``resid_post``: ``bos_spread`` per layer,
-    ``padding_spread`` per padding position and layer.
+    ``padding_spread`` per padding position and layer. And ``padding_shift`` per layer: the
+    largest distance that padding moves a token's ``resid_post`` from where it is without, in
+    units of the norm of the latter. It is rounding where tokens neither see padding nor count
+    it in their positions; learned positions count it in many libraries.
 
     BOS sees no text. What a padding position holds is the attention kernel's choice, since
     all that it could see is masked: of torch's sdpa it gets zeros, so that it is the same in
@@ -41,14 +44,24 @@ def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, 
     texts = _different_texts(encoded, width - padding)
     tokens, mask = pad(texts, encoded.pad_id, "left", max(map(len, texts)) + padding)
     spreads: list[Float[Tensor, " pos"]] = []
+    streams: list[Float[Tensor, "batch pos d"]] = []
+    shifts: list[float] = []
 
     def spread(x: Float[Tensor, "batch pos d"]) -> None:
+        streams.append(x[:, padding:].double())
         x = x[:, : padding + 1].double()
         distance = (x - x[:1]).norm(dim=-1).amax(dim=0)
         spreads.append((distance / x[0].norm(dim=-1)).cpu())
 
-    taps: Taps = {(n, "resid_post"): spread for n in range(backend.anatomy.n_layers)}
-    backend.forward(tokens.to(device), mask.to(device), taps, logits=False)
+    def shift(x: Float[Tensor, "batch pos d"]) -> None:
+        away = (streams[len(shifts)] - x).norm(dim=-1) / x.double().norm(dim=-1)
+        shifts.append(float(away.max()))
+
+    layers = range(backend.anatomy.n_layers)
+    for tap, start in ((spread, 0), (shift, padding)):
+        taps: Taps = {(n, "resid_post"): tap for n in layers}
+        rows = (tokens[:, start:].to(device), mask[:, start:].to(device))
+        backend.forward(*rows, taps, logits=False)
     table = torch.stack(spreads, dim=-1).numpy()
     if len(texts) < 2:  # nothing to compare with
         table = np.full_like(table, np.nan)
@@ -56,6 +69,7 @@ def padding_probe(backend: Backend, encoded: Encoded, device: str) -> dict[str, 
     return {
         "bos_spread": Curve("bos_spread", ("layer",), table[padding], unit),
         "padding_spread": Curve("padding_spread", ("position", "layer"), table[:padding], unit),
+        "padding_shift": Curve("padding_shift", ("layer",), np.asarray(shifts), unit),
     }
 
 
