@@ -87,6 +87,7 @@ def compare_curves(
     row: Tolerance,
     step: float,
     constants: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    sampled: int = 1,
 ) -> Comparison:
     """Compare two summaries of a curve (``mean``, ``gmean``, ``bos``, ``values``).
 
@@ -95,6 +96,7 @@ def compare_curves(
         step: what rounding may move a number that changes in steps: the rate of neurons
             at BOS, or the mean over tokens at a horizon of what is 0 or 1.
         constants: numbers of the model that the curve depends on, stored and now.
+        sampled: how many tokens a mean is over: of a sum of them, a step moves that share.
     """
     unit = str(stored.get("unit", ""))
     horizons = "horizon" in stored
@@ -115,7 +117,7 @@ def compare_curves(
             # Rounding turns a neuron near zero on or off: rates jump where norms only tremble.
             averaged = part in ("mean", "gmean") and unit != "fraction"
             bound = row.curve if averaged else row.token
-            slack = step if part == "bos" else 0.0
+            slack = step / (1 if part == "bos" else sampled * math.prod(stored.get("draws", ())))
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
             everything.append(_difference(part, index, a, b, bound, slack, unit))
     everything.sort(key=lambda d: d.ratio, reverse=True)

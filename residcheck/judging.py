@@ -12,6 +12,8 @@ from residcheck.snapshot import (
     comparable,
     compare_documents,
     curve_document,
+    find,
+    key,
     read,
     recorded_outcome,
     verdict_name,
@@ -34,15 +36,30 @@ def judge(claim: Claim, run: Run, snapshots: Path = DEFAULT_SNAPSHOTS) -> Judged
 
 
 def drift(run: Run, name: str, snapshots: Path = DEFAULT_SNAPSHOTS) -> Drift | None:
-    """How a curve left its snapshot; None if it did not, or if there is none to compare."""
+    """How a curve left its snapshot; None if it did not, or if there is none to compare.
+
+    One that the same library gave of the same weights, and gives no more, has left it.
+    """
     stored = read(snapshots, run.model.id, name)
     if stored is None or comparable(stored, run):
         return None
+    if name not in run.curves:
+        lost = stored["provenance"]["model"]["backend"] == run.model.backend
+        reason = dict(run.model.missing).get(name)
+        return Drift(name, _vanished(run, name, reason, snapshots)) if lost and reason else None
     comparison = compare_documents(stored, curve_document(run, name))
     if comparison.same:
         return None
     accept = f"pytest --pyargs residcheck.claims --model {run.model.id} --snapshot-update"
     return Drift(name, comparison.message(accept))
+
+
+def _vanished(run: Run, name: str, reason: str, snapshots: Path) -> str:
+    path = find(snapshots, key(run.model.id, name))
+    return (
+        f"{name} has a snapshot and cannot be measured any more: {reason}\n"
+        f"  if the change is right, delete {path}"
+    )
 
 
 def judge_run(
@@ -51,7 +68,8 @@ def judge_run(
     """Every claim on one run, and every curve against its snapshot."""
     chosen = all_claims() if claims is None else claims
     judged = tuple(judge(claim, run, snapshots) for claim in chosen)
-    drifts = tuple(d for name in run.curves if (d := drift(run, name, snapshots)) is not None)
+    names = (*run.curves, *dict(run.model.missing))
+    drifts = tuple(d for name in names if (d := drift(run, name, snapshots)) is not None)
     return ModelResult(run, judged, drifts)
 
 

@@ -160,12 +160,16 @@ def residcheck_judge(request: pytest.FixtureRequest, snapshot: Any) -> Callable[
 @pytest.fixture
 def residcheck_curve(request: pytest.FixtureRequest, snapshot: Any) -> Callable[[Run, str], None]:
     """Holds a curve of a run against its snapshot; skips where there is nothing to compare."""
+    from residcheck.judging import drift
     from residcheck.snapshot import comparable, curve_document, key, read
 
     measurements = _measurements(request.config)
 
     def check(run: Run, name: str) -> None:
         if name not in run.curves:
+            lost = _clearly(lambda: drift(run, name, measurements.snapshots))
+            if lost is not None and not request.config.option.update_snapshots:
+                pytest.fail(lost.message, pytrace=False)
             pytest.skip(run.model.missing.get(name, "not measured in this session"))
         record = _clearly(lambda: read(measurements.snapshots, run.model.id, name))
         if not request.config.option.update_snapshots:

@@ -18,9 +18,9 @@ CURVES = horizon_curves(12)
 Change = Callable[[Floats], Floats]
 
 
-def compared(curve: Curve, change: Change, step: float = 0.0) -> Comparison:
+def compared(curve: Curve, change: Change, step: float = 0.0, sampled: int = 1) -> Comparison:
     changed = replace(curve, values=change(curve.values.copy()))
-    return compare_curves(curve.name, summary(curve), summary(changed), ROW, step)
+    return compare_curves(curve.name, summary(curve), summary(changed), ROW, step, sampled=sampled)
 
 
 def at(horizon: int, factor: float = 1.0, plus: float = 0.0) -> Change:
@@ -95,15 +95,16 @@ def test_few_tokens_may_have_another_likeliest_successor() -> None:
     assert compared(curve, at(4, plus=0.9 * ROW.truncated)).same  # of very many
 
 
-def test_the_step_of_a_neuron_is_for_bos_only() -> None:
+def test_the_step_of_a_neuron_is_whole_at_bos_and_a_tokens_share_elsewhere() -> None:
     rates = Curve("activation_rate", TOKEN_DIMS, np.full((2, 3, 8), 0.25), "fraction")
 
     def bos(values: Floats) -> Floats:
         values[:, 0] += 0.01
         return values
 
-    assert compared(rates, bos, step=0.02).same
-    assert not compared(rates, lambda values: values + 0.01, step=0.02).same
+    assert compared(rates, bos, step=0.02, sampled=4).same
+    assert not compared(rates, lambda values: values + 0.01, step=0.02, sampled=4).same
+    assert compared(rates, lambda values: values + 0.005, step=0.02, sampled=4).same
 
 
 def test_a_value_that_is_lost_is_a_difference() -> None:
@@ -133,3 +134,14 @@ def test_another_constant_of_the_model_is_a_difference_without_a_place() -> None
     assert "difference by layer" not in message
     same = {"norm_eps": (1e-5, 1e-5)}
     assert compare_curves(norms.name, numbers, numbers, ROW, 0.0, same).same
+
+
+@pytest.mark.parametrize(("neurons", "same"), [(2, True), (5, False)])
+def test_a_neuron_or_two_of_all_tokens_may_turn_on_by_rounding(neurons: int, same: bool) -> None:
+    tokens, width = 20, 100
+    rates = Curve("activation_rate", TOKEN_DIMS, np.full((1, tokens + 1, 8), 0.5), "fraction")
+    turned = rates.values.copy()
+    turned[0, 1:, 3] += neurons / width / tokens
+    changed = summary(replace(rates, values=turned))
+    step = 2 / width
+    assert compare_curves("", summary(rates), changed, ROW, step, sampled=tokens).same is same

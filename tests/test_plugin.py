@@ -217,6 +217,18 @@ def test_altered_snapshot_fails_and_says_where(
     result.stdout.fnmatch_lines([said])
 
 
+def test_a_stored_curve_that_the_model_lacks_now_fails(
+    run: Run, models: dict[str, Path], pytester: pytest.Pytester
+) -> None:
+    run("--model", models["llama"], "--snapshot-update", "-k", "as_stored")
+    stored = pytester.path / "snapshots/tiny-llama"
+    document = json.loads((stored / "attn_out_norm.json").read_text())
+    (stored / "b_O_norm.json").write_text(json.dumps(document | {"name": "b_O_norm"}))
+    result = run("--model", models["llama"], "-k", "as_stored and b_O_norm")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*b_O_norm has a snapshot and cannot be measured any more*"])
+
+
 def test_changed_verdict_fails(
     run: Run, models: dict[str, Path], pytester: pytest.Pytester
 ) -> None:

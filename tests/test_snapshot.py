@@ -12,7 +12,7 @@ from horizon_runs import horizon_run
 from report_runs import a_curve
 
 from residcheck.curves import PromptInfo, Run
-from residcheck.judging import drift, judge
+from residcheck.judging import drift, judge, judge_run
 from residcheck.names import HORIZON
 from residcheck.snapshot import (
     comparable,
@@ -152,6 +152,26 @@ def test_a_drift_over_horizons_is_found_where_it_is(tmp_path: Path) -> None:
     assert found is not None
     assert "mean at horizon 12" in found.message
     assert drift(the_run(ablation="mean"), "horizon_loss", tmp_path) is None
+
+
+def test_a_curve_that_can_be_measured_no_more_has_drifted(tmp_path: Path) -> None:
+    """As where a library drops a bias; of another library, it may never have been there."""
+    run = the_run()
+    path = tmp_path / f"{key(run.model.id, 'b_O_norm')}.json"
+    path.parent.mkdir()
+    path.write_text(dumps(curve_document(run, "b_O_norm")))
+    without = {name: curve for name, curve in run.curves.items() if name != "b_O_norm"}
+    lost = replace(run.model, missing={"b_O_norm": "attention adds no bias"})
+    later = replace(run, model=lost, curves=without)
+    found = drift(later, "b_O_norm", tmp_path)
+    assert found is not None
+    assert "cannot be measured any more: attention adds no bias" in found.message
+    assert str(path) in found.message
+    assert [d.curve for d in judge_run(later, [], tmp_path).drifts] == ["b_O_norm"]
+    assert drift(replace(run, curves=without), "b_O_norm", tmp_path) is None  # nobody asked
+    other = replace(later, model=replace(lost, backend="transformers"))
+    assert other.model.backend != run.model.backend
+    assert drift(other, "b_O_norm", tmp_path) is None
 
 
 def test_a_verdict_taken_with_another_variant_has_not_changed(tmp_path: Path) -> None:

@@ -159,7 +159,13 @@ def compare_documents(stored: Document, measured: Document) -> Comparison:
         tolerance(then["dtype"], now["dtype"]),
         step=_step(stored["curve"], measured["provenance"]),
         constants=_constants(stored["name"], then, now),
+        sampled=_sampled(stored["curve"], measured["provenance"]["prompts"]),
     )
+
+
+def _sampled(curve: Document, prompts: Document) -> int:
+    """The tokens that the mean of a curve is over: all but BOS, where it has a mean of tokens."""
+    return max(1, prompts["tokens"] - prompts["count"]) if "mean" in curve else 1
 
 
 def _constants(name: str, then: Document, now: Document) -> dict[str, tuple[float, float]]:
