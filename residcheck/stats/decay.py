@@ -336,12 +336,15 @@ def _explained(cross: Floats, values: Floats) -> Floats:
     return np.asarray(np.maximum(cross, 0) ** 2 / (values**2).sum(axis=-1))
 
 
-def resampled(rows: Floats, times: int = RESAMPLES) -> Floats:
-    """Means of resampled prompts, ``[resample, ...]`` of ``rows[prompt, ...]``."""
+def resampled(rows: Floats, times: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Means of resampled prompts, ``[resample, ...]`` of ``rows[prompt, ...]``.
+
+    Of other units that are held against them, draws of random inputs, with another seed.
+    """
     n = len(rows)
     if n < MIN_PROMPTS:
         raise ValueError(f"{n} prompts; at least {MIN_PROMPTS} are needed")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     counts = stats.multinomial.rvs(n, np.full(n, 1 / n), size=times, random_state=rng)
     return np.asarray(counts @ rows / n)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
+from residcheck.stats.decay import estimate, resampled
 from residcheck.stats.decision import Decision, Estimate, Region, decide, exactly
 from residcheck.stats.fits import Floats, slopes
 from residcheck.stats.intervals import DRAWS, over_prompts, rate_over_layers
@@ -88,15 +89,19 @@ def larger_than_real(
 ) -> Estimate:
     """Mean ratio of what random inputs give to what real ones do, over the phase.
 
+    The interval is over prompts and allows for the draws: both are resampled.
+
     Args:
         draws: logs, ``[draw, layer]``, of which the mean is taken, as of the real ones'.
         published: a factor known to one digit; else it need only be above 1.
     """
-    log_ratio = (draws.mean(axis=0) - log_real)[:, phase.window].mean(axis=-1)
+    random, real = (x[:, phase.window].mean(axis=-1) for x in (draws, log_real))
+    ratios = np.exp(resampled(random, seed=1) - resampled(real))
     region = Region(low=1.0)
     if published is not None:
         region = Region(published - ONE_DIGIT, published + ONE_DIGIT)
-    return over_prompts(what, log_ratio, np.exp, region)
+    value = float(np.exp(random.mean() - real.mean()))
+    return estimate(what, value, ratios, len(log_real), region)
 
 
 def precision_of(draws: Floats) -> str:
@@ -129,30 +134,25 @@ def random_activation(
 
 
 def resampled_like_real(
-    resampled: Floats, gaussian: Floats, log_real: Floats, phase: Phase
+    resampled_draws: Floats, gaussian: Floats, log_real: Floats, phase: Phase
 ) -> Decision:
     """Is the rate on resampled streams near the real one, and that on Gaussians far?
 
     Distances are mean absolute log ratios over the phase. Near: less than half as far as
-    the Gaussian rate; far: more than the visible 5 %.
+    the Gaussian rate; far: more than the visible 5 %. Prompts and draws are resampled.
     """
-    window = phase.window
-    log_resampled, log_gaussian = (draws.mean(axis=0)[window] for draws in (resampled, gaussian))
+    samples = [x[:, phase.window] for x in (log_real, resampled_draws, gaussian)]
 
-    def distance(rows: Floats, other: Floats) -> Floats:
-        return np.asarray(np.abs(rows - other).mean(axis=-1))
+    def distances(real: Floats, near: Floats, far: Floats) -> tuple[Floats, Floats]:
+        distance = np.abs(real - far).mean(axis=-1)
+        return np.abs(real - near).mean(axis=-1) / distance, distance
 
-    real = log_real[:, window]
-    far = over_prompts(
-        "distance of the Gaussian rate", real, lambda r: distance(r, log_gaussian), Region(VISIBLE)
-    )
-    near = over_prompts(
-        "distance of the resampled rate, over the Gaussian's",
-        real,
-        lambda r: distance(r, log_resampled) / distance(r, log_gaussian),
-        Region(high=HALF),
-    )
-    return decide(near, far, note=precision_of(resampled))
+    ratio, distance = distances(*(x.mean(axis=0) for x in samples))
+    ratios, away = distances(*(resampled(x, seed=seed) for seed, x in enumerate(samples)))
+    n, what = len(log_real), "distance of the resampled rate, over the Gaussian's"
+    near = estimate(what, float(ratio), ratios, n, Region(high=HALF))
+    far = estimate("distance of the Gaussian rate", float(distance), away, n, Region(VISIBLE))
+    return decide(near, far, note=precision_of(resampled_draws))
 
 
 def slower_than_stream(
