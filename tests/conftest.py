@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from tiny import Tiny
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as ``tiny`` has it; for modules that make their models otherwise."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     """``tiny(family, **overrides)``: the folder of a tiny model, built once a session.

@@ -6,11 +6,9 @@ Each in one tiny model; ``nox -s detect`` plants them in all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 from proof.cells import cell, false_alarm, refused, sound
 
 from residcheck import faults
@@ -25,12 +23,7 @@ MODELS = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def planted_in(fault: Fault) -> tuple[str, str]:

@@ -5,10 +5,7 @@ The rows are those of the page of proofs, in ``proof/planted.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from proof.planted import (
     BOTH_WAYS,
     CLAIMS,
@@ -27,12 +24,7 @@ SUPPORTED, REFUTED = Outcome.SUPPORTED, Outcome.REFUTED
 RUNS: dict[str, Run] = {}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("outcome", [SUPPORTED, REFUTED])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from proof.quiet import KINDS, TOKENS, LeftPadded, counts_padding, pair
@@ -12,13 +10,7 @@ from residcheck.backends import open_backend
 from residcheck.measure.tokens import pad
 from residcheck.models import load
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", KINDS)
