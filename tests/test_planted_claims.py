@@ -11,8 +11,9 @@ from proof.planted import (
     CLAIMS,
     EXACT,
     UNDECIDED,
+    exact_verdict,
     measured,
-    outcome_when,
+    spoilt_verdict,
     verdict_on,
 )
 
@@ -45,18 +46,16 @@ def test_both_ways(claim: str, outcome: Outcome) -> None:
         if claim != "mean-zero" or family in WITH_BIASES  # an RMSNorm reads the mean
     ],
 )
-def test_exact_claims_hold_whatever_the_weights(
-    claim: str, family: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exact_claims_hold_whatever_the_weights(claim: str, family: str, backend: str) -> None:
     spec = f"planted:family={family},layers=4,backend={backend}"
-    assert outcome_when(claim, spec, None, monkeypatch).outcome is SUPPORTED
+    assert exact_verdict(claim, spec).outcome is SUPPORTED
 
 
 @pytest.mark.parametrize("claim", EXACT)
 def test_exact_claims_fail_where_what_they_rest_on_is_broken(
     claim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdict = outcome_when(claim, "planted:,backend=transformers", EXACT[claim], monkeypatch)
+    verdict = spoilt_verdict(claim, "planted:,backend=transformers", monkeypatch)
     assert verdict.outcome is REFUTED, verdict
 
 

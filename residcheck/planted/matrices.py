@@ -23,7 +23,7 @@ DEAD_NEURONS, DEAD_SIZE = 16, 8.0
 PATTERN = 0.5  # size of what W_Q and W_K read of tokens
 GATE = 3.0  # pre-activation of active neurons, and of idle ones with the other sign
 IDLE = 0.3  # share of idle neurons that Gaussian inputs activate in the first layer
-UNSEEN = 8.0  # query times key that hides BOS from later positions, before the root of d_head
+UNSEEN = 8.0  # size of a query and a key of opposite signs, which hide BOS from later positions
 BOS_START, BOS_PEAK, BOS_LEFT = 0.5, 40.0, 0.05
 EARLY = 7  # positions below this are "up to 6"
 
@@ -219,11 +219,10 @@ class Blueprint:
         """Mean square of an activation whose pre-activation is normal, of sd DEAD_SIZE."""
         density = stats.norm(mean, DEAD_SIZE).pdf
         span = (mean - 8 * DEAD_SIZE, mean + 8 * DEAD_SIZE)
-        return float(
-            integrate.quad(lambda x: activation(self.plan, x) ** 2 * density(x), *span, limit=200)[
-                0
-            ]
+        found = integrate.quad(
+            lambda x: activation(self.plan, x) ** 2 * density(x), *span, limit=200
         )
+        return float(found[0])
 
     def _idle(self, layer: int, write: Write, lit: int, gate: Vector, b_in: Vector) -> None:
         """Neurons that write nothing: the first ``lit`` are active at every token."""

@@ -15,10 +15,11 @@ import torch
 from proof.page import table, write_section
 from torch import Tensor
 
-from residcheck.backends import Backend, Tap, open_backend
+from residcheck.backends import Backend, Site, open_backend
 from residcheck.claim import Claim, all_claims
 from residcheck.corpus import shipped
 from residcheck.curves import Run
+from residcheck.faults.taps import Lying
 from residcheck.judging import needed_curves
 from residcheck.measure import gate, measure, run_session
 from residcheck.measure.opening import open_loaded
@@ -87,47 +88,34 @@ def measured(spec: str, claims: list[str]) -> Run:
 Spoil = Callable[[pytest.MonkeyPatch], None]
 
 
-def outcome_when(claim: str, spec: str, spoil: Spoil | None, patch: pytest.MonkeyPatch) -> Verdict:
-    """An exact claim on ``spec``, and where something is spoilt."""
+def exact_verdict(claim: str, spec: str) -> Verdict:
+    """An exact claim on a sound model."""
     names = needed_curves([CLAIMS[claim]])
-    if spoil is None:
-        return CLAIMS[claim].evaluate(
-            measure(parse_spec(spec), PROMPTS, max_tokens=MAX_TOKENS, names=names)
-        )
+    run = measure(parse_spec(spec), PROMPTS, max_tokens=MAX_TOKENS, names=names)
+    return CLAIMS[claim].evaluate(run)
+
+
+def spoilt_verdict(claim: str, spec: str, patch: pytest.MonkeyPatch) -> Verdict:
+    """The same where what the claim rests on is broken."""
+    names = needed_curves([CLAIMS[claim]])
     patch.setattr(gate, "check", lambda *arguments: None)
-    spoil(patch)
-    opener = _lie(claim) if claim in _LIES else open_backend
+    EXACT[claim](patch)
+    opener = _lying(*_LIES[claim]) if claim in _LIES else open_backend
     loaded = load(parse_spec(spec))
     session = open_loaded(loaded, PROMPTS, MAX_TOKENS, names=names, opener=opener)
     return CLAIMS[claim].evaluate(run_session(session, names))
 
 
-_LIES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+_LIES: Mapping[str, tuple[Site, Callable[[Tensor], Tensor]]] = {
     "triangle-bound": ("resid_post", lambda x: 2 * x),
     "ln-input-norm": ("ln1_out", lambda x: 1.001 * x),
     "mean-zero": ("resid_post", lambda x: x + 0.01),
 }
 
 
-def _lie(claim: str) -> Callable[[LoadedModel], Backend]:
-    """Open a backend whose taps at one site are handed another tensor."""
-    site, change = _LIES[claim]
-
-    def lying(tap: Tap) -> Tap:
-        return lambda x: tap(change(x))
-
-    def opener(loaded: LoadedModel) -> Backend:
-        backend = open_backend(loaded)
-        run = backend.run
-
-        def told(tokens: Tensor, mask: Tensor, taps: Any, last: int | None) -> Tensor | None:
-            swapped = {place: lying(t) if place[1] == site else t for place, t in taps.items()}
-            return run(tokens, mask, swapped, last)
-
-        backend.run = told
-        return backend
-
-    return opener
+def _lying(site: Site, change: Callable[[Tensor], Tensor]) -> Callable[[LoadedModel], Backend]:
+    """Opens a backend whose taps at one site are handed another tensor."""
+    return lambda loaded: Lying(open_backend(loaded), site, lambda _b, _n, x, _s: change(x), ())
 
 
 def nothing_more(patch: pytest.MonkeyPatch) -> None:
@@ -183,10 +171,10 @@ def section() -> str:
     for claim, specs in BOTH_WAYS.items():
         for spec in specs:
             rows.append(_row(f"`{spec}`", verdict_on(claim, spec, runs)))
-    for claim, spoil in EXACT.items():
-        rows.append(_row("`planted:`", outcome_when(claim, "planted:", None, pytest.MonkeyPatch())))
+    for claim in EXACT:
+        rows.append(_row("`planted:`", exact_verdict(claim, "planted:")))
         with pytest.MonkeyPatch.context() as patch:
-            broken = outcome_when(claim, "planted:,backend=transformers", spoil, patch)
+            broken = spoilt_verdict(claim, "planted:,backend=transformers", patch)
         rows.append(_row(_BROKEN[claim], broken))
     head = ("claim", "model, or what was broken", "verdict", "what was found")
     return f"""## Planted truths
