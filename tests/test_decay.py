@@ -8,9 +8,9 @@ import statsmodels.api as sm  # type: ignore[import-untyped]
 
 from residcheck.stats import Decay, choose_decay, fit_decay, horizons_fitted
 from residcheck.stats import decay as module
-from residcheck.stats.decay import errors, estimate, interval, resampled, search, weight
+from residcheck.stats.decay import errors, search, weight
 from residcheck.stats.fits import Floats
-from residcheck.stats.intervals import over_prompts
+from residcheck.stats.resampling import percentiles, resampled
 
 K = np.arange(1, 48, dtype=np.float64)
 EXACT = {
@@ -162,16 +162,6 @@ def test_curves_on_the_bounds_raise_nothing(rng: np.random.Generator) -> None:
         choose_decay(np.tile(curve, (8, 1)))
 
 
-def test_intervals_are_those_of_the_cluster_bootstrap(rng: np.random.Generator) -> None:
-    rows = rng.normal(3, 1, size=12)
-    one = estimate("mean", float(rows.mean()), resampled(rows), 12)
-    other = over_prompts("mean", rows)
-    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.1)
-    assert interval(resampled(rows), 12)[0] == pytest.approx(one.low)
-    with pytest.raises(ValueError, match="at least 8"):
-        resampled(rows[:7])
-
-
 def test_the_last_horizon_is_not_fitted() -> None:
     assert horizons_fitted(5).tolist() == [1, 2, 3, 4]
 
@@ -184,7 +174,7 @@ def test_intervals_of_tau_cover(layers: int, rng: np.random.Generator) -> None:
     for _ in range(100):
         rows = prompts(6 * np.exp(-k / tau), n, rng, jagged=0.0)
         draws = search(Decay.EXPONENTIAL, resampled(rows, 199), k, errors(rows.mean(axis=0)))
-        low, high = interval(draws[1][:, 0], n)
+        low, high = percentiles(draws[1][:, 0], n)
         covered.append(low <= tau <= high)
     assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 100)
 

@@ -17,13 +17,13 @@ from residcheck.stats import (
     Decision,
     Outcome,
     Phase,
-    decay,
     effective_horizon,
     horizon_against,
     horizon_confounder,
     horizon_decay,
     horizon_small,
     horizon_with_growth,
+    resampling,
 )
 from residcheck.stats.decay import Decay
 from residcheck.stats.horizon_rules import (
@@ -121,8 +121,7 @@ def test_true_exponentials_are_not_refuted_and_false_ones_not_supported(
 ) -> None:
     """Curves that stray by 10 % from their shape; 8 or 16 prompts. Neither more often than
     in one of twenty, up to chance."""
-    monkeypatch.setattr(decay, "RESAMPLES", 199)
-    monkeypatch.setattr("residcheck.stats.intervals.RESAMPLES", 49)
+    monkeypatch.setattr(resampling, "RESAMPLES", 199)
     repeats, wrong = 16, {REFUTED: 0, SUPPORTED: 0}
     for i in range(repeats):
         n = (8, 16)[i % 2]
@@ -180,7 +179,7 @@ def test_horizons_within_the_margin_by_t_tests(n: int, rng: np.random.Generator)
 def test_intervals_of_the_effective_horizon_cover(
     n: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decay, "RESAMPLES", 199)
+    monkeypatch.setattr(resampling, "RESAMPLES", 199)
     excess = 6 * np.exp(-horizons(30) / 5)
     right = float(unchanged_from(excess <= MARGIN))
     covered = []

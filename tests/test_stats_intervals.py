@@ -12,7 +12,7 @@ from math import erf, inf, nan, sqrt
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
 from residcheck.stats import (
     LEVEL,
@@ -23,13 +23,14 @@ from residcheck.stats import (
     decide,
     exactly,
     growth_rate,
-    intervals,
     outcome_of,
     over_prompts,
+    resampling,
 )
 from residcheck.stats.fits import Floats
-from residcheck.stats.intervals import expanded_level
+from residcheck.stats.intervals import mean_over_layers, share_of_tokens
 from residcheck.stats.phase import Phase
+from residcheck.stats.resampling import expanded_level
 
 # Ends of a bootstrap interval from 1999 resamples are order statistics: their Monte Carlo
 # error is about 0.03 of the interval's length, and so is the skew of a sample of 32.
@@ -81,7 +82,7 @@ def test_interval_of_a_mean_is_the_t_interval(seed: int) -> None:
 @pytest.mark.parametrize("n", [8, 32])
 @pytest.mark.parametrize("kind", POPULATIONS)
 def test_interval_of_a_mean_covers(kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
+    monkeypatch.setattr(resampling, "RESAMPLES", FEW_RESAMPLES)
     draw, truth = POPULATIONS[kind]
     rng = np.random.default_rng(n)
     found = (over_prompts("mean", draw(rng, n)) for _ in range(SIMULATIONS))
@@ -90,7 +91,7 @@ def test_interval_of_a_mean_covers(kind: str, n: int, monkeypatch: pytest.Monkey
 
 def test_interval_of_a_ratio_of_means_covers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth in closed form: means 1 and 4 of correlated normal pairs."""
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
+    monkeypatch.setattr(resampling, "RESAMPLES", FEW_RESAMPLES)
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(SIMULATIONS):
@@ -104,7 +105,7 @@ def test_interval_of_a_rate_covers_although_layers_are_a_random_walk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Planted: 1.045 a layer; log norms of a prompt are a cumulative sum of noise."""
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
+    monkeypatch.setattr(resampling, "RESAMPLES", FEW_RESAMPLES)
     rng = np.random.default_rng(0)
     phase = Phase(3, 26, "planted")
     hits = 0
@@ -113,6 +114,48 @@ def test_interval_of_a_rate_covers_although_layers_are_a_random_walk(
         found = growth_rate(increments.cumsum(axis=1), phase)
         hits += found.low <= 1.045 <= found.high
     assert_covers(hits, SIMULATIONS)
+
+
+def test_share_of_independent_tokens_is_clopper_and_pearsons() -> None:
+    """Prompts that do not differ: all 320 tokens are taken for independent."""
+    holds = np.tile(np.arange(40) < 30, (8, 1)).astype(float)
+    found = share_of_tokens("share", holds)
+    assert found.value == pytest.approx(0.75)
+    oracle = stats.binomtest(240, 320).proportion_ci(LEVEL, "exact")
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_of_all_or_none_is_not_known_exactly(share: float) -> None:
+    """Closed form: the other bound is where none of n is seen in one of forty."""
+    holds = np.full((9, 12), share)
+    holds[:, 10:] = np.nan  # no token there
+    found = share_of_tokens("share", holds, trials=3, region=Region(0.9))
+    bound = 1 - 0.025 ** (1 / (9 * 10 * 3))
+    expected = (1 - bound, 1.0) if share else (0.0, bound)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.region == Region(0.9)
+
+
+def test_share_of_tokens_covers_although_tokens_of_a_prompt_are_alike() -> None:
+    """Prompts of 24 tokens, whose own shares vary about 0.97 (a beta distribution)."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        own = rng.beta(97 / 4, 3 / 4, size=(16, 1))
+        found = share_of_tokens("share", (rng.random((16, 24)) < own).astype(float))
+        hits += found.low <= 0.97 <= found.high
+    assert_covers(hits, SIMULATIONS)
+
+
+def test_a_mean_over_layers_that_are_alike_covers() -> None:
+    """Autoregressions of 23 layers; without allowance for it a third are missed."""
+    rng = np.random.default_rng(0)
+    for correlation in (0.0, 0.4, 0.7):
+        steps = rng.normal(size=(SIMULATIONS, 60)) * np.sqrt(1 - correlation**2)
+        series = signal.lfilter([1.0], [1.0, -correlation], steps, axis=1)[:, -23:]
+        found = [mean_over_layers("mean", row) for row in series]
+        assert_covers(sum(e.low <= 0 <= e.high for e in found), SIMULATIONS)
 
 
 def test_statistic_is_taken_of_the_mean_row() -> None:

@@ -26,11 +26,11 @@ from residcheck.stats.horizon_rules import horizon_confounder as horizon_confoun
 from residcheck.stats.horizon_rules import horizon_decay as horizon_decay
 from residcheck.stats.horizon_rules import horizon_small as horizon_small
 from residcheck.stats.horizon_rules import horizon_with_growth as horizon_with_growth
-from residcheck.stats.intervals import MIN_PROMPTS as MIN_PROMPTS
 from residcheck.stats.intervals import over_prompts as over_prompts
 from residcheck.stats.phase import MIN_LAYERS as MIN_LAYERS
 from residcheck.stats.phase import Phase as Phase
 from residcheck.stats.phase import choose_phase as choose_phase
+from residcheck.stats.resampling import MIN_PROMPTS as MIN_PROMPTS
 from residcheck.stats.rules import at_most as at_most
 from residcheck.stats.rules import bos_anomaly as bos_anomaly
 from residcheck.stats.rules import correlated_addition as correlated_addition

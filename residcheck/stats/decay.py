@@ -29,11 +29,13 @@ from enum import StrEnum
 from itertools import product
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
+from residcheck.stats import resampling
 from residcheck.stats.decision import Estimate, Region
 from residcheck.stats.fits import Floats
-from residcheck.stats.intervals import MIN_PROMPTS, PROMPTS, RESAMPLES, expanded_level
+from residcheck.stats.intervals import CHOICES
+from residcheck.stats.resampling import percentile_estimate, resampled
 
 MIN_WEIGHT = 11.0
 """Horizons' worth of curve that it takes to call a decay exponential.
@@ -235,7 +237,7 @@ def choose_decay(excess: Floats) -> Choice | None:
     fits = {fit.shape: fit for fit in found if fit is not None}
     if Decay.EXPONENTIAL not in fits or len(fits) < 2:
         return None
-    draws = resampled(excess, RESAMPLES // 2)
+    draws = resampled(excess, resampling.RESAMPLES // 2)
     error = errors(mean)
     points = weight(error)
     searched = {shape: search(shape, draws, horizons, error) for shape in fits}
@@ -247,16 +249,17 @@ def choose_decay(excess: Floats) -> Choice | None:
     others = np.min([aic for shape, aic in aics.items() if shape != Decay.EXPONENTIAL], axis=0)
     other = min(fit.aic for shape, fit in fits.items() if shape != Decay.EXPONENTIAL)
     n = len(excess)
-    evidence = estimate(
+    evidence = percentile_estimate(
         "AIC advantage of the exponential",
         other - fits[Decay.EXPONENTIAL].aic,
         others - aics[Decay.EXPONENTIAL],
         n,
         Region(low=0.0),
+        CHOICES,
     )
     parameters = {
         shape: tuple(
-            estimate(f"{name} of the {shape.value}", value, searched[shape][1][:, i], n)
+            percentile_estimate(f"{name} of the {shape.value}", value, searched[shape][1][:, i], n)
             for i, (name, value) in enumerate(zip(fit.names, fit.parameters[1:], strict=True))
         )
         for shape, fit in fits.items()
@@ -334,37 +337,3 @@ def _explained(cross: Floats, values: Floats) -> Floats:
         values: the shapes, ``[..., place, k]``.
     """
     return np.asarray(np.maximum(cross, 0) ** 2 / (values**2).sum(axis=-1))
-
-
-def resampled(rows: Floats, times: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Means of resampled prompts, ``[resample, ...]`` of ``rows[prompt, ...]``.
-
-    Of other units that are held against them, draws of random inputs, with another seed.
-    """
-    n = len(rows)
-    if n < MIN_PROMPTS:
-        raise ValueError(f"{n} prompts; at least {MIN_PROMPTS} are needed")
-    rng = np.random.default_rng(seed)
-    counts = stats.multinomial.rvs(n, np.full(n, 1 / n), size=times, random_state=rng)
-    return np.asarray(counts @ rows / n)
-
-
-def estimate(
-    name: str, value: float, draws: Floats, n: int, region: Region | None = None
-) -> Estimate:
-    """The percentile interval of a value's resamples, widened to hold the value.
-
-    It is the interval of :func:`residcheck.stats.over_prompts`, of draws that several
-    estimates share.
-    """
-    low, high = interval(draws, n)
-    return Estimate(
-        name, value, min(float(low), value), max(float(high), value), n, PROMPTS, region
-    )
-
-
-def interval(draws: Floats, n: int) -> tuple[Floats, Floats]:
-    """Bounds ``[...]`` of ``draws[resample, ...]`` of n prompts."""
-    level = expanded_level(n)
-    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2), axis=0)
-    return low, high

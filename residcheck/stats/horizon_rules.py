@@ -18,10 +18,7 @@ from residcheck.stats.decay import (
     Choice,
     Decay,
     choose_decay,
-    estimate,
     horizons_fitted,
-    interval,
-    resampled,
 )
 from residcheck.stats.decision import (
     Decision,
@@ -33,8 +30,14 @@ from residcheck.stats.decision import (
     outcome_of,
 )
 from residcheck.stats.fits import Floats
-from residcheck.stats.intervals import MIN_PROMPTS, over_prompts
+from residcheck.stats.intervals import over_prompts
 from residcheck.stats.phase import STRONG_EVIDENCE, Phase
+from residcheck.stats.resampling import (
+    MIN_PROMPTS,
+    percentile_estimate,
+    percentiles,
+    resampled,
+)
 from residcheck.stats.rules import HALF, growth_rate
 
 # "Qualitatively unchanged": a perplexity, and a divergence of predictions, within 10 %.
@@ -271,9 +274,9 @@ def effective_horizon(difference: Floats, name: str = "effective horizon") -> Es
     """
     n = len(difference)
     draws = resampled(difference)
-    low, high = interval(draws, n)
+    low, high = percentiles(draws, n)
     value = unchanged_from((low >= -MARGIN) & (high <= MARGIN))
-    return estimate(name, float(value), unchanged_from(np.abs(draws) <= MARGIN), n)
+    return percentile_estimate(name, float(value), unchanged_from(np.abs(draws) <= MARGIN), n)
 
 
 def unchanged_from(within: npt.NDArray[np.bool_]) -> Floats:

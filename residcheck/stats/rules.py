@@ -21,7 +21,7 @@ from residcheck.stats.decision import (
     outcome_of,
 )
 from residcheck.stats.fits import Floats, evidence_for_exponential, slopes
-from residcheck.stats.intervals import over_prompts
+from residcheck.stats.intervals import CHOICES, over_prompts, share_of_tokens
 from residcheck.stats.phase import EVIDENCE, RATE_MARGIN, Phase
 
 # RATE_MARGIN, to which the published rate is known, is a ninth of its excess over 1. Rates
@@ -60,6 +60,7 @@ def exponential_phase(log_norm: Floats, phase: Phase) -> Decision:
         log_norm[:, phase.window],
         lambda curves: evidence_for_exponential(curves, phase.layers),
         Region(low=EVIDENCE),
+        CHOICES,
     )
     decision = decide(grows, evidence)
     undecided = (decision.outcome is Outcome.SUPPORTED and not phase.exponential) or (
@@ -129,11 +130,10 @@ def ratio_constant(tokens: Floats, phase: Phase) -> Decision:
     own = np.where(present, slopes(np.nan_to_num(values), phase.layers), np.nan)
     median = float(np.nanmedian(own))
     alike = np.where(present, np.abs(own - median) <= HALF * abs(median), np.nan)
-    above = over_prompts(
-        "share of ratios above 1", np.nanmean(rises, axis=1), None, Region(NEARLY_ALL)
-    )
-    constant = over_prompts(
-        "share of tokens near the median rate", np.nanmean(alike, axis=1), None, Region(NEARLY_ALL)
+    steps = values.shape[-1] - 1
+    above = share_of_tokens("share of ratios above 1", rises, steps, Region(NEARLY_ALL))
+    constant = share_of_tokens(
+        "share of tokens near the median rate", alike, region=Region(NEARLY_ALL)
     )
     spread = np.nanpercentile(own, (5, 95)) - median
     note = f"tokens' own rates spread {spread[0]:+.3f} to {spread[1]:+.3f} in logs (90 %)"

@@ -7,11 +7,11 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy import stats
 
 from residcheck.stats.decision import Decision, Outcome
 from residcheck.stats.fits import Floats, slopes
-from residcheck.stats.intervals import RESAMPLES, expanded_level, over_prompts
+from residcheck.stats.intervals import over_prompts
+from residcheck.stats.resampling import expanded_level, resampled
 
 # The published window of GPT2-XL, 5-41 of 48, leaves out about a tenth at either end.
 EDGE = 0.1
@@ -76,10 +76,7 @@ def _classes(log_norms: Floats) -> npt.NDArray[np.str_]:
 
 def confidence(log_norm: Floats, shape: Shape) -> float:
     """Share of resamples of the prompts in which the curve has ``shape``."""
-    rng = np.random.default_rng(0)
-    n = len(log_norm)
-    counts = stats.multinomial.rvs(n, np.full(n, 1 / n), size=RESAMPLES, random_state=rng)
-    return float(np.mean(_classes(counts @ log_norm / n) == shape.value))
+    return float(np.mean(_classes(resampled(log_norm)) == shape.value))
 
 
 def enough(n: int) -> float:

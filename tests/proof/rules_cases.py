@@ -13,12 +13,7 @@ from proof.simulate import Drawn, Rng
 Draw = Callable[[Rng, int, int, float], Drawn]
 Sizes = tuple[tuple[int, int], ...]
 EVERY: Sizes = tuple((prompts, layers) for prompts in (8, 16, 64) for layers in (12, 24, 48))
-FEW: Sizes = ((16, 12), (16, 24), (64, 48))
-"""Of rules that choose a window, and of other slow ones."""
-TOKENS: Sizes = ((16, 12), (64, 24))
-"""Of rules about single tokens."""
-DECAYS: Sizes = ((8, 24), (16, 48))
-WEIGHTS: Sizes = ((8, 24), (8, 12), (8, 48))
+WEIGHTS: Sizes = ((8, 12), (8, 24), (8, 48))
 """Of rules about weights alone, which no prompts go into."""
 XL_SIZES: Sizes = ((16, 48), (64, 48))
 USUAL = (16, 24)
@@ -40,6 +35,7 @@ class Case:
         halved: half of the prompts choose a window.
         model: a name of which something was published.
         sizes: prompts and layers; where the claim needs more prompts it does not apply.
+        slow: a third of the repetitions must do.
         unknown: estimates whose value over all prompts is not known.
     """
 
@@ -53,7 +49,8 @@ class Case:
     grid: tuple[float, ...] = ()
     halved: bool = True
     model: str = "simulated"
-    sizes: Sizes = FEW
+    sizes: Sizes = EVERY
+    slow: bool = False
     unknown: tuple[str, ...] = ()
 
     @property
@@ -94,30 +91,30 @@ CASES = (
     ),
     Case(
         "growth-shape", "growth-shape", "change of the log rate", growth.bent,
-        0.1, 0.9, 0.5, (0.45, 0.4, 0.3, 0.2, 0.1), halved=False, sizes=((8, 24), *FEW),
+        0.1, 0.9, 0.5, (0.45, 0.4, 0.3, 0.2, 0.1), halved=False,
     ),
     Case(
         "growth-distribution", "growth-distribution", "share of layers that go down",
-        growth.stepping, 0.0, 0.33, None, (0.1, 0.05, 0.0), sizes=TOKENS,
+        growth.stepping, 0.0, 0.33, None, (0.1, 0.05, 0.0), slow=True,
     ),
     Case(
         "growth-ratio-constant", "growth-ratio-constant", "rate over the tokens' 5 % quantile",
-        growth.alike, 1.5, 0.6, 1.0, (1.02, 1.05, 1.1, 1.2, 1.4, 1.7), sizes=TOKENS,
+        growth.alike, 1.5, 0.6, 1.0, (1.02, 1.05, 1.1, 1.2, 1.4, 1.7), slow=True,
     ),
     Case(
         "bos-anomaly", "bos-anomaly", "standard deviations", growth.first_position,
-        5.0, 2.0, 3.0, (3.1, 3.3, 3.6, 4.0, 5.0), halved=False, sizes=TOKENS,
+        5.0, 2.0, 3.0, (3.1, 3.3, 3.6, 4.0, 5.0), halved=False, slow=True,
     ),
     same("mid-between", growth.middles),
     same("sublayers-grow", growth.sublayers),
     Case(
         "correlated-addition", "correlated-addition", "share from uncorrelated outputs",
-        growth.adding, 0.3, 0.7, 0.5, (0.48, 0.45, 0.4, 0.35, 0.25), sizes=TOKENS,
+        growth.adding, 0.3, 0.7, 0.5, (0.48, 0.45, 0.4, 0.35, 0.25), slow=True,
     ),
     same("ov-tracks-attn-out", weights.ov_weights),
     Case(
         "bo-negligible", "bo-negligible", "log distance below the bound", weights.biases,
-        0.5, -0.5, 0.0, (0.02, 0.05, 0.1, 0.2, 0.4), halved=False, sizes=EVERY,
+        0.5, -0.5, 0.0, (0.02, 0.05, 0.1, 0.2, 0.4), halved=False,
     ),
     Case(
         "ov-random-input", "ov-random-input", "factor", weights.ov_inputs,
@@ -184,7 +181,7 @@ CASES = (
     ),
     Case(
         "basis-privileged-in-practice", "basis-privileged-in-practice", "ratio of kurtoses",
-        structure.kurtosis, 2.5, 1.6, 2.0, (2.05, 2.1, 2.2, 2.3, 2.5), halved=False, sizes=EVERY,
+        structure.kurtosis, 2.5, 1.6, 2.0, (2.05, 2.1, 2.2, 2.3, 2.5), halved=False,
     ),
     Case(
         "virtual-weights", "virtual-weights", "composition over chance", structure.connected,
@@ -192,23 +189,23 @@ CASES = (
     ),
     Case(
         "horizon-decay", "horizon-decay", "tau over the depth", structure.exponentials,
-        0.25, None, None, (0.15, 0.2, 0.25, 0.3), halved=False, sizes=DECAYS, unknown=UNKNOWN,
+        0.25, None, None, (0.15, 0.2, 0.25, 0.3), halved=False, slow=True, unknown=UNKNOWN,
     ),
     Case(
         "horizon-decay, sigmoid", "horizon-decay", "middle over the depth", structure.sigmoids,
-        None, 0.4, None, halved=False, sizes=DECAYS, unknown=UNKNOWN,
+        None, 0.4, None, halved=False, slow=True, unknown=UNKNOWN,
     ),
     Case(
         "horizon-decay, power law", "horizon-decay", "power", structure.powers,
-        None, 0.8, None, halved=False, sizes=DECAYS, unknown=UNKNOWN,
+        None, 0.8, None, halved=False, slow=True, unknown=UNKNOWN,
     ),
     Case(
         "horizon-small-model", "horizon-small-model", "horizon over the depth",
         structure.horizons, 0.85, 0.6, 0.75, (0.76, 0.78, 0.8, 0.85, 0.9),
-        halved=False, sizes=EVERY,
+        halved=False,
     ),
     Case(
         "horizon-confounder", "horizon-confounder", "share that vanishes", structure.controlled,
-        0.25, 0.0, 0.1, (0.11, 0.12, 0.14, 0.17, 0.2), halved=False, sizes=EVERY,
+        0.25, 0.0, 0.1, (0.11, 0.12, 0.14, 0.17, 0.2), halved=False,
     ),
 )  # fmt: skip

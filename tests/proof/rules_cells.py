@@ -16,6 +16,7 @@ from proof.simulate import Drawn, Rows
 
 from residcheck.claim import Claim, all_claims
 from residcheck.stats import Estimate, Outcome
+from residcheck.stats.intervals import CHOICES
 from residcheck.verdict import Figure, Verdict
 
 RESAMPLES = 399
@@ -26,7 +27,10 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Cell:
-    """The answers of one cell, and of each estimate how often its interval held the truth."""
+    """The answers of one cell, and of each estimate how often its interval held the truth.
+
+    ``ranged`` is the same of ranges of resamples, which are no confidence intervals.
+    """
 
     case: Case
     truth: str
@@ -35,6 +39,7 @@ class Cell:
     layers: int
     answers: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     held: dict[str, list[bool]] = field(default_factory=dict)
+    ranged: dict[str, list[bool]] = field(default_factory=dict)
 
     @property
     def size(self) -> str:
@@ -53,8 +58,7 @@ def quickly() -> Iterator[None]:
     """Fewer resamples, and nothing that is only reported or drawn."""
     figure = Figure(())
     with ExitStack() as stack:
-        for name in ("intervals", "decay", "shape"):
-            stack.enter_context(patch(f"residcheck.stats.{name}.RESAMPLES", RESAMPLES))
+        stack.enter_context(patch("residcheck.stats.resampling.RESAMPLES", RESAMPLES))
         claims = "residcheck.claims"
         stack.enter_context(patch(f"{claims}.published.choose_phase", chosen_once))
         stack.enter_context(patch(f"{claims}.test_sublayers.change_point", lambda curve: None))
@@ -80,8 +84,9 @@ def simulate(cell: Cell, repetitions: int, seed: int, covered: int) -> Cell:
         verdict = judge(cell.case, drawn.sample, cell.prompts, cell.layers)
         cell.answers[verdict.outcome] += 1
         if i < covered:
-            for name, held in coverage(cell, drawn, verdict):
-                cell.held.setdefault(name, []).append(held)
+            for estimate, held in coverage(cell, drawn, verdict):
+                kept = cell.ranged if estimate.population == CHOICES else cell.held
+                kept.setdefault(estimate.name, []).append(held)
     return cell
 
 
@@ -90,17 +95,17 @@ def judge(case: Case, curves: Rows, prompts: int, layers: int) -> Verdict:
     return CLAIMS[case.claim].evaluate(run_of(curves, prompts, layers, case.model))
 
 
-def coverage(cell: Cell, drawn: Drawn, verdict: Verdict) -> list[tuple[str, bool]]:
+def coverage(cell: Cell, drawn: Drawn, verdict: Verdict) -> list[tuple[Estimate, bool]]:
     """Whether each interval holds the value of the population."""
     estimates = [e for e in verdict.estimates if not e.exact]
     if not estimates:
         return []
-    with patch("residcheck.stats.intervals.RESAMPLES", 9):
+    with patch("residcheck.stats.resampling.RESAMPLES", 9):
         curves, rows = population_of(drawn, cell.case.halved)
         everyone = judge(cell.case, curves, rows, cell.layers)
     truths = {e.name: e.value for e in everyone.estimates}
     known = [e for e in estimates if e.name in truths and e.name not in cell.case.unknown]
-    return [(e.name, holds(e, truths[e.name])) for e in known]
+    return [(e, holds(e, truths[e.name])) for e in known]
 
 
 def holds(estimate: Estimate, truth: float) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from proof.page import table
@@ -27,6 +28,18 @@ HEADER = (
 )  # fmt: skip
 
 
+Held = dict[str, list[bool]]
+
+
+def joined(parts: Iterable[Held]) -> Held:
+    """The answers of all parts, by estimate."""
+    held: Held = {}
+    for part in parts:
+        for name, hits in part.items():
+            held.setdefault(name, []).extend(hits)
+    return held
+
+
 @dataclass(frozen=True)
 class Row:
     """One case and truth over its sizes.
@@ -47,13 +60,9 @@ class Row:
         return max(self.cells, key=self.errors)
 
     @property
-    def coverage(self) -> dict[str, tuple[float, int]]:
-        """Of each estimate: the share of intervals that hold the truth, and of how many."""
-        held: dict[str, list[bool]] = {}
-        for cell in self.cells:
-            for name, hits in cell.held.items():
-                held.setdefault(name, []).extend(hits)
-        return {name: (float(np.mean(hits)), len(hits)) for name, hits in held.items()}
+    def coverage(self) -> Held:
+        """Of each estimate: whether its intervals hold the truth."""
+        return joined(cell.held for cell in self.cells)
 
 
 def section(rows: Sequence[Row], repetitions: int, seed: int, covered: int) -> str:
@@ -65,8 +74,9 @@ def section(rows: Sequence[Row], repetitions: int, seed: int, covered: int) -> s
         "### What misses its target",
         "\n".join(f"- {line}" for line in [*_errors(rows), *_coverages(rows)])
         or "Nothing: all errors and coverages are within their targets.",
+        _ranges(rows),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _method(repetitions: int, seed: int, covered: int) -> str:
@@ -91,9 +101,8 @@ need 16 prompts answer nothing on 8. Shares are in per cent, least to most over 
 Coverage is of nominal {LEVEL:.0%} intervals in the first {covered} repetitions of a cell, over \
 the sizes, least to most over the estimates whose value over all prompts is known. The last \
 column is the effect closest to the boundary of which four of five are found, at 16 prompts x \
-24 layers (at the case's first size if it has no such). Slow rules have fewer sizes: those that \
-choose a window 16 x 12, 16 x 24 and 64 x 48; those about tokens 16 x 12 and 64 x 24; decays \
-8 x 24 and 16 x 48."""
+24 layers (at the case's first size if it has no such). Rules about single tokens and \
+about decays are slow, and have a third of the repetitions."""
 
 
 def _cells(row: Row) -> list[str]:
@@ -101,7 +110,7 @@ def _cells(row: Row) -> list[str]:
         _range([cell.share(outcome) for cell in row.cells])
         for outcome in (Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE)
     ]
-    rates = [rate for rate, _ in row.coverage.values()]
+    rates = [float(np.mean(hits)) for hits in row.coverage.values()]
     planted = f"{row.case.effect} {row.cells[0].effect:g}"
     worst = row.worst.size if row.errors(row.worst) else ""
     covered = _range(rates) if rates else ""
@@ -132,19 +141,34 @@ def _errors(rows: Sequence[Row]) -> list[str]:
 
 def _coverages(rows: Sequence[Row]) -> list[str]:
     """Estimates that cover too little or too much, over all truths of a case."""
-    held: dict[tuple[str, str], list[tuple[float, int]]] = {}
-    for row in rows:
-        for name, found in row.coverage.items():
-            held.setdefault((row.case.name, name), []).append(found)
     lines = []
-    for (case, name), found in held.items():
-        n = sum(count for _, count in found)
-        rate = sum(share * count for share, count in found) / n
-        allowed = COVERAGE_OFF + CHANCE * np.sqrt(LEVEL * (1 - LEVEL) / n)
-        if abs(rate - LEVEL) > allowed:
-            way = "too little" if rate < LEVEL else "more than it says"
-            lines.append(f"`{case}`, {name}: covers {way}, {rate:.1%} of {n}.")
+    for case, own in _by_case(rows):
+        for name, hits in joined(row.coverage for row in own).items():
+            n, rate = len(hits), float(np.mean(hits))
+            allowed = COVERAGE_OFF + CHANCE * np.sqrt(LEVEL * (1 - LEVEL) / n)
+            if abs(rate - LEVEL) > allowed:
+                way = "too little" if rate < LEVEL else "more than it says"
+                lines.append(f"`{case}`, {name}: covers {way}, {rate:.1%} of {n}.")
     return lines
+
+
+def _ranges(rows: Sequence[Row]) -> str:
+    """How often ranges of resamples hold the value over all prompts, in a sentence."""
+    shares = []
+    for case, own in _by_case(rows):
+        for hits in joined(cell.ranged for row in own for cell in row.cells).values():
+            shares.append(f"{np.mean(hits):.0%} for `{case}`")
+    return (
+        "An AIC difference is no property of prompts: its range over their resamples, which "
+        "decides, is no confidence interval, and is judged by the errors above. It held the "
+        f"value over all prompts in {', '.join(shares)}."
+        if shares
+        else ""
+    )
+
+
+def _by_case(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    return [(name, list(own)) for name, own in groupby(rows, lambda row: row.case.name)]
 
 
 def every_cell(rows: Sequence[Row]) -> list[list[object]]:
