@@ -145,6 +145,15 @@ class LensBackend(Blockwise):
         norm = getattr(self._bridge.blocks[layer], HOOKS[site].partition(".")[0])
         return affine_of(norm, self.anatomy.d_model)
 
+    def process_again(self) -> None:
+        try:
+            with quiet_libraries():
+                self._bridge.enable_compatibility_mode(disable_warnings=True)
+        except Exception as error:
+            raise LoadError(
+                f"TransformerLens {self.version} cannot process weights twice: {first_line(error)}"
+            ) from error
+
     def hook_name(self, layer: int, site: Site) -> str:
         return f"blocks.{layer}.{HOOKS[site]}"
 
