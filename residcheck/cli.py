@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from residcheck import __version__
+from residcheck.cli_compare import compare
 from residcheck.cli_horizon import horizon
 from residcheck.cli_options import FILE, interruptible, measured, measuring, specs
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
@@ -248,5 +249,6 @@ def models() -> None:
     show_models()
 
 
+main.add_command(compare)
 main.add_command(horizon)
 main.add_command(view)

@@ -7,6 +7,7 @@ what differs settled in float64. :mod:`residcheck.comparison.bisect` asks it of 
 from residcheck.comparison.quantities import Compared as Compared
 from residcheck.comparison.quantities import Row as Row
 from residcheck.comparison.quantities import Sameness as Sameness
+from residcheck.comparison.quantities import document as document
 from residcheck.comparison.quantities import rows_of as rows_of
 from residcheck.comparison.refusal import refuse as refuse
 from residcheck.comparison.settling import compare as compare

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 from residcheck.compare import Comparison
@@ -13,6 +14,7 @@ from residcheck.errors import ExitStatus
 from residcheck.names import EVERYTHING, OF_PROCESSING
 from residcheck.snapshot import compare_documents, curve_document
 
+SCHEMA = "residcheck.comparison/1"
 FACTS = ("model_type", "n_layers", "d_model", "n_heads", "d_mlp", "norm", "parallel", "gated",
          "activation")  # fmt: skip
 """What a model is built like: the same whatever library says it."""
@@ -61,6 +63,20 @@ class Row:
         return self.comparison.margin if self.comparison is not None else 0.0
 
     @property
+    def values(self) -> tuple[str, str]:
+        """What the two runs have there, as people read it."""
+        one, other = (v if isinstance(v, str) else f"{v:.7g}" for v in (self.one, self.other))
+        return one, other
+
+    @property
+    def distance(self) -> str:
+        """How far they are apart against how far they may be; empty for a fact."""
+        if self.comparison is None:
+            return ""
+        size = f"{self.size:.2e}" if isfinite(self.size) else "NaN on one side"
+        return f"{size} (bound {self.bound:.0e})"
+
+    @property
     def is_fact(self) -> bool:
         return self.name not in EVERYTHING
 
@@ -88,10 +104,48 @@ class Compared:
         return next((row for row in self.rows if not row.sameness.passes), None)
 
     @property
+    def told(self) -> tuple[Row, ...]:
+        """All rows but the facts that are the same, which :attr:`agreed` counts."""
+        return tuple(r for r in self.rows if not (r.is_fact and r.sameness is Sameness.SAME))
+
+    @property
+    def agreed(self) -> str:
+        """How many exact facts are the same."""
+        return f"{len(self.rows) - len(self.told)} exact facts (shapes, presence, constants) agree"
+
+    @property
     def summary(self) -> str:
         """``2 different, 1 noise, 76 same``."""
         counts = [(len(self.of(kind)), kind.value) for kind in Sameness]
         return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+
+def document(compared: Compared) -> dict[str, Any]:
+    """Verdicts, sizes and provenance as plain data; numbers that are not finite become null."""
+    return {
+        "schema": SCHEMA,
+        "status": int(compared.status),
+        "summary": compared.summary,
+        "runs": [
+            {
+                "label": label,
+                "model": asdict(run.model),
+                "prompts": asdict(run.prompts),
+                "environment": dict(run.environment),
+                "seeds": dict(run.seeds),
+            }
+            for label, run in zip(compared.labels, compared.runs, strict=True)
+        ],
+        "quantities": [_plain(row) for row in compared.rows],
+    }
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": row.name, "verdict": row.sameness.value, "place": row.place}
+    for name in ("one", "other", "size", "bound"):
+        value = getattr(row, name)
+        said[name] = value if isinstance(value, str) or isfinite(value) else None
+    return said | {"note": row.note}
 
 
 def rows_of(one: Run, other: Run) -> tuple[Row, ...]:

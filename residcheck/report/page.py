@@ -12,7 +12,7 @@ from residcheck.curves import SCHEMA, Run
 from residcheck.report import horizons, plots
 from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
-from residcheck.report.outline import SYMBOLS, Answer, Section, count, outline
+from residcheck.report.outline import SYMBOLS, Section, count, outline
 from residcheck.report.series import chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
 from residcheck.result import ModelResult
