@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from residcheck.cli_options import FILE, measuring, specs
+from residcheck.cli_options import FILE, is_run_file, measuring, specs
+from residcheck.errors import UsageError
 
 if TYPE_CHECKING:
     from residcheck.comparison import Compared, How, Side
@@ -59,29 +61,54 @@ def compare(
     of its own, where nothing but that one package is another. A version whose hooks fail
     a gate is different.
     """
-    from residcheck.comparison import How
+    from residcheck.comparison import How, document
     from residcheck.console import progress_bars, terminal
     from residcheck.console_changes import show_compared
     from residcheck.output import prepare
+    from residcheck.report.compared import markdown as in_markdown
 
     prepare(json_file, markdown, report)
     names = ("max_tokens", "batch_size", "other_weights")
     how = How(options["prompts"], **{name: options[name] for name in names})
+    outputs = _Outputs(json_file, markdown, report)
+    if versions is not None:
+        sys.exit(_bisect(one, other, versions, how, options, outputs))
     with progress_bars() as progress:
-        if versions is not None:
-            compared = _bisected(one, other, versions, how, options, progress)
-        else:
-            compared = _compared(one, other, how, options, progress)
+        compared = _compared(one, other, how, options, progress)
     show_compared(terminal(), compared)
-    _write(compared, json_file, markdown, report)
+    outputs.write(document(compared), in_markdown(compared), compared)
     sys.exit(compared.status)
+
+
+def _bisect(
+    one: str, other: str, versions: str, how: How, options: dict[str, Any], outputs: _Outputs
+) -> int:
+    from residcheck.comparison.bisect import Versions, document, search, wanted_versions
+    from residcheck.console import progress_bars, terminal
+    from residcheck.console_changes import show_bisection
+    from residcheck.report.compared import bisection_markdown
+
+    package, wanted = wanted_versions(versions)
+    if is_run_file(other):
+        raise UsageError(
+            f"--bisect measures B with each version, and {other} is a run file",
+            "give a model for B",
+        )
+    with progress_bars() as progress:
+        side = _side(one, how, options, None, progress)
+        tried = Versions(side, specs((other,), options)[0], package, how, progress)
+        found = search(package, wanted, tried.probe)
+    show_bisection(terminal(), found)
+    shown = found.different.compared if found.different is not None else None
+    outputs.write(document(found), bisection_markdown(found), shown)
+    return found.status
 
 
 def _compared(
     one: str, other: str, how: How, options: dict[str, Any], progress: Progress
 ) -> Compared:
     from residcheck.comparison import compare as compare_sides
-    from residcheck.comparison import is_run_file, refuse
+    from residcheck.comparison import refuse
 
     if is_run_file(other):  # the side that is a file says on what the other is measured
         second = _side(other, how, options, None, progress)
@@ -96,28 +123,36 @@ def _compared(
 def _side(
     text: str, how: How, options: dict[str, Any], like: Run | None, progress: Progress
 ) -> Side:
-    from residcheck.comparison import from_file, is_run_file, live
+    from residcheck.comparison import from_file, live
 
     if is_run_file(text):
         return from_file(Path(text), how)
     return live(text, specs((text,), options)[0], how, like, progress)
 
 
-def _write(
-    compared: Compared, json_file: Path | None, markdown: Path | None, report: Path | None
-) -> None:
-    from residcheck.comparison import document
-    from residcheck.output import write_text
-    from residcheck.report import write_page
-    from residcheck.report.changes import render
-    from residcheck.report.compared import markdown as in_markdown
-    from residcheck.report.compared import page_of
+@dataclass(frozen=True)
+class _Outputs:
+    """The files that were asked for."""
 
-    if json_file is not None:
-        write_text(json_file, json.dumps(document(compared), indent=1, allow_nan=False) + "\n")
-    if markdown is not None:
-        write_text(markdown, in_markdown(compared))
-    if report is not None:
-        write_page(render(page_of(compared)), report)
-    for path in (path for path in (json_file, markdown, report) if path is not None):
-        click.echo(f"written: {path}")
+    json_file: Path | None
+    markdown: Path | None
+    report: Path | None
+
+    def write(self, said: dict[str, Any], summary: str, compared: Compared | None) -> None:
+        """Write them; a report only where two runs were compared."""
+        from residcheck.files import write_text
+        from residcheck.report import write_page
+        from residcheck.report.changes import render
+        from residcheck.report.compared import page_of
+
+        if self.json_file is not None:
+            write_text(self.json_file, json.dumps(said, indent=1, allow_nan=False) + "\n")
+            click.echo(f"written: {self.json_file}")
+        if self.markdown is not None:
+            write_text(self.markdown, summary)
+            click.echo(f"written: {self.markdown}")
+        if self.report is not None and compared is not None:
+            write_page(render(page_of(compared)), self.report)
+            click.echo(f"written: {self.report}")
+        elif self.report is not None:
+            click.echo(f"not written: {self.report}, for want of two runs to overlay")

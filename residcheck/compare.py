@@ -11,7 +11,7 @@ from typing import Any
 from residcheck.names import SAMPLED_AXES
 from residcheck.tolerances import Tolerance
 
-_BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
 _PARTS = ("mean", "gmean", "bos", "values")
 Axes = tuple[tuple[str, int], ...]
 
@@ -214,6 +214,6 @@ def _picture(found: list[Difference], curve: Mapping[str, Any], axes: Axes, axis
         place = _unravel(d.index, axes)[names.index(axis)] if nested else d.index
         if d.part == part and place < length:
             ratio = d.size / d.bound if d.bound else math.inf
-            height = 1 + math.log10(ratio) if math.isfinite(ratio) and ratio > 0 else len(_BARS)
-            bars[place] = max(bars[place], 1, min(len(_BARS) - 1, int(height)))
-    return "".join(_BARS[bar] for bar in bars)
+            height = 1 + math.log10(ratio) if math.isfinite(ratio) and ratio > 0 else len(BARS)
+            bars[place] = max(bars[place], 1, min(len(BARS) - 1, int(height)))
+    return "".join(BARS[bar] for bar in bars)

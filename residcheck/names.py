@@ -50,6 +50,8 @@ PROBES = (
 )
 OF_PROCESSING = ("processing_shift", "reprocessing_shift")
 """Probes of what a library does to weights, which raw weights cannot have."""
+OF_KERNEL = ("padding_spread",)
+"""What padding positions hold is the attention kernel's choice: all that they see is masked."""
 
 SAMPLED_AXES = ("prompt", "draw", "neuron")
 """Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""

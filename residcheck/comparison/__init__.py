@@ -14,5 +14,4 @@ from residcheck.comparison.settling import compare as compare
 from residcheck.comparison.sides import How as How
 from residcheck.comparison.sides import Side as Side
 from residcheck.comparison.sides import from_file as from_file
-from residcheck.comparison.sides import is_run_file as is_run_file
 from residcheck.comparison.sides import live as live

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from residcheck.comparison.quantities import Compared
+from residcheck.comparison.quantities import document as comparison_document
 from residcheck.comparison.refusal import refuse
 from residcheck.comparison.settling import compare
 from residcheck.comparison.sides import How, Side
@@ -25,6 +26,7 @@ from residcheck.errors import (
     RunFileError,
     UsageError,
 )
+from residcheck.files import write_text
 from residcheck.measure import environment
 from residcheck.models import ModelSpec
 from residcheck.models.cache import home
@@ -32,6 +34,7 @@ from residcheck.models.spec import path_exists
 from residcheck.overlays import available, overlay, run_residcheck
 from residcheck.progress import Progress
 
+SCHEMA = "residcheck.bisection/1"
 _GATE = re.compile(r"^error: ((?:identity|weights) gate: .*)$", re.MULTILINE)
 _ERROR = re.compile(r"^error: (.*)$", re.MULTILINE)
 
@@ -150,20 +153,20 @@ def search(package: str, versions: Sequence[str], probe: Callable[[str], Probe])
         ends = None if change is None else (probes[change[0]], probes[change[1]])
         return Bisection(package, tuple(versions), told, ends)
 
-    everything = range(len(versions))
-    low = next((i for i in everything if ask(i) is not None), None)
-    high = next((i for i in reversed(everything) if ask(i) is not None), None)
-    if low is None or high is None or ask(low) == ask(high):
+    ends = [next((i for i in way if ask(i) is not None), -1) for way in _both_ways(versions)]
+    low, high = ends
+    if low < 0 or ask(low) == ask(high):
         return found(None)
-    while inside := [i for i in range(low + 1, high) if probes.get(i, _UNKNOWN).same is not None]:
-        middle = min(inside, key=lambda i: abs(i - (low + high) / 2))
-        if ask(middle) is None:
-            continue
-        low, high = (middle, high) if ask(middle) == ask(low) else (low, middle)
+    while inside := [i for i in range(low + 1, high) if i not in probes]:
+        middle = min(inside, key=lambda i: abs(2 * i - sum(ends)))
+        if ask(middle) is not None:
+            ends = [middle, high] if ask(middle) == ask(low) else [low, middle]
+            low, high = ends
     return found((low, high))
 
 
-_UNKNOWN = Probe("", False, "")
+def _both_ways(versions: Sequence[str]) -> tuple[range, range]:
+    return range(len(versions)), range(len(versions) - 1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class Versions:
         if (run := _finished(kept)) is not None:
             return run
         if gate := _GATE.search(said.stderr):
-            refused.write_text(gate[1], encoding="utf-8")
+            write_text(refused, gate[1])
             raise GateError(gate[1])
         error = _ERROR.search(said.stderr)
         lines = said.stderr.strip().splitlines() or ["it said nothing"]
@@ -225,7 +228,8 @@ class Versions:
 
     def _arguments(self, spec: ModelSpec, out: Path) -> list[str]:
         like = self.one.run.prompts
-        said = ["measure", str(spec), "--out", str(out), "--max-tokens", str(like.max_tokens)]
+        name = f"{spec},attention={spec.attention}" if spec.attention else str(spec)
+        said = ["measure", name, "--out", str(out), "--max-tokens", str(like.max_tokens)]
         for option in ("dtype", "device", "backend", "processing"):
             said += [f"--{option}", getattr(spec, option)]
         if self.how.prompts_file is not None:
@@ -257,6 +261,20 @@ def _finished(path: Path) -> Run | None:
     return run if run.complete else None
 
 
-def bisect(versions: Versions, wanted: Iterable[str]) -> Bisection:
-    """Hold the versions against A until the change is found."""
-    return search(versions.package, list(wanted), versions.probe)
+def document(found: Bisection) -> dict[str, Any]:
+    """What was found, as plain data; with all of the comparison that shows the difference."""
+    shown = found.different
+    return {
+        "schema": SCHEMA,
+        "status": int(found.status),
+        "package": found.package,
+        "answer": found.answer,
+        "versions": list(found.versions),
+        "measured": [
+            {"version": probe.version, "verdict": probe.word, "said": probe.said}
+            for probe in found.probes
+        ],
+        "comparison": None
+        if shown is None or shown.compared is None
+        else comparison_document(shown.compared),
+    }

@@ -11,7 +11,7 @@ from typing import Any
 from residcheck.compare import Comparison
 from residcheck.curves import ModelInfo, Run
 from residcheck.errors import ExitStatus
-from residcheck.names import EVERYTHING, OF_PROCESSING
+from residcheck.names import EVERYTHING, OF_KERNEL, OF_PROCESSING
 from residcheck.snapshot import compare_documents, curve_document
 
 SCHEMA = "residcheck.comparison/1"
@@ -151,7 +151,8 @@ def _plain(row: Row) -> dict[str, Any]:
 def rows_of(one: Run, other: Run) -> tuple[Row, ...]:
     """Every quantity of two runs that may be compared, without a second opinion in float64.
 
-    A curve that one run lacks is missing, but for what raw weights cannot have.
+    A curve that one run lacks is missing, but for what raw weights cannot have. What the
+    attention kernel chooses is left out where the two had other kernels.
     """
     return in_order([*_facts(one, other), *_curves(one, other)])
 
@@ -186,7 +187,8 @@ def _same(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[Row]:
 
 
 def _curves(one: Run, other: Run) -> Iterator[Row]:
-    for name in EVERYTHING:
+    kernels = one.model.attention == other.model.attention
+    for name in (name for name in EVERYTHING if kernels or name not in OF_KERNEL):
         there = [name in run.curves for run in (one, other)]
         if all(there):
             yield _curve(name, curve_document(one, name), curve_document(other, name))

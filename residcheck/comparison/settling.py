@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isnan
 
 from residcheck.comparison.quantities import Compared, Row, Sameness, in_order, rows_of
 from residcheck.comparison.sides import Side
@@ -72,8 +73,8 @@ def _still_different(rows: list[Row], again: tuple[Row, ...], note: str) -> dict
 
 def _by_double(row: Row, double: Mapping[str, Row]) -> Row:
     found = double.get(row.name)
-    if found is None:
-        return replace(row, note="could not be settled: it cannot be measured in float64")
+    if found is None or isnan(found.size):
+        return replace(row, note="could not be settled: it has no value in float64")
     if found.sameness is Sameness.SAME:
         note = f"in float64 apart by {found.size:.1e}"
         return replace(row, sameness=Sameness.NOISE, note=note)

@@ -53,11 +53,6 @@ class Side:
     fresh: bool
 
 
-def is_run_file(text: str) -> bool:
-    """Whether one side of a comparison names a run file and not a model."""
-    return text.endswith(".json")
-
-
 def from_file(path: Path, how: How) -> Side:
     """A side that was measured before.
 

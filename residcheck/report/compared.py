@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from residcheck.comparison import Compared, Row, Sameness
+from residcheck.comparison.bisect import Bisection
 from residcheck.curves import summary
 from residcheck.report.changes import Change, Changes, Listed
 from residcheck.report.chart import Chart
@@ -61,6 +62,18 @@ def markdown(compared: Compared, longest: int = 40) -> str:
     if len(rows) > longest:
         blocks.append(f"{len(rows) - longest} more are in the report.")
     return "\n\n".join(blocks) + "\n"
+
+
+def bisection_markdown(found: Bisection) -> str:
+    """The answer, a row for each version that was measured, and the difference in full."""
+    rows = [["version", "verdict", "worst"]]
+    rows += [[plain(p.version), p.word, plain(p.said)] for p in found.probes]
+    said = f"## residcheck: bisecting {plain(found.package)}\n\n{plain(found.answer)}\n\n"
+    said += pipe_table(rows) + "\n"
+    shown = found.different
+    if shown is not None and shown.compared is not None:
+        said += "\n" + markdown(shown.compared)
+    return said
 
 
 def _change(compared: Compared, row: Row) -> Change:
