@@ -12,9 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
 from filelock import FileLock
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import residcheck
 from residcheck.errors import LoadError, UsageError
@@ -26,7 +29,10 @@ _QUIET = ("--disable-pip-version-check", "--no-input")
 
 
 def overlay(package: str, version: str, progress: Progress = silent) -> Path:
-    """The folder that holds ``package`` at ``version`` and nothing else, made once.
+    """The folder that holds ``package`` at ``version``, made once.
+
+    Beside it there is what it requires and the environment lacks, nothing else: where the
+    environment has another version than it asks for, that of the environment counts.
 
     Raises:
         UsageError: no name of a package, or no version.
@@ -46,7 +52,9 @@ def overlay(package: str, version: str, progress: Progress = silent) -> Path:
             staging = folders / f".{folder.name}.partial"
             shutil.rmtree(staging, ignore_errors=True)
             try:
-                _pip("install", "--no-deps", "--target", str(staging), f"{package}=={version}")
+                _install(staging, [f"{package}=={version}"])
+                while lacking := _lacking(staging):
+                    _install(staging, lacking)
                 staging.replace(folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -75,6 +83,23 @@ def run_residcheck(folder: Path, arguments: Sequence[str]) -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def _install(folder: Path, requirements: Sequence[str]) -> None:
+    _pip("install", "--no-deps", "--target", str(folder), *requirements)
+
+
+def _lacking(folder: Path) -> list[str]:
+    """What the packages in ``folder`` require that is neither there nor installed."""
+    inside = list(distributions(path=[str(folder)]))
+    known = {canonicalize_name(d.metadata["Name"]) for d in (*inside, *distributions())}
+    wanted = [Requirement(text) for d in inside for text in d.requires or ()]
+    return sorted(
+        f"{r.name}{r.specifier}"
+        for r in wanted
+        if canonicalize_name(r.name) not in known
+        and (r.marker is None or r.marker.evaluate({"extra": ""}))
     )
 
 

@@ -90,15 +90,18 @@ def test_versions_are_read_and_put_in_order(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the package index: two versions of one small package."""
+    """A folder that stands for the package index: two versions of one small package, the
+    second of which needs another one that is not installed, and an older click."""
     folder = tmp_path / "index"
     folder.mkdir()
-    for version in ("1.0", "1.1"):
-        info = f"smallpackage-{version}.dist-info"
-        with zipfile.ZipFile(folder / f"smallpackage-{version}-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("smallpackage.py", f"version = {version!r}\n")
-            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: smallpackage\n"
-                                               f"Version: {version}\n")  # fmt: skip
+    needs = "Requires-Dist: lessknown>=2\nRequires-Dist: click<1\nRequires-Dist: x; extra == 'y'\n"
+    wheels = (("smallpackage", "1.0", ""), ("smallpackage", "1.1", needs), ("lessknown", "2.5", ""))
+    for name, version, requires in wheels:
+        info = f"{name}-{version}.dist-info"
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", f"version = {version!r}\n")
+            head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            wheel.writestr(f"{info}/METADATA", head + requires)
             kind = "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
             wheel.writestr(f"{info}/WHEEL", kind)
             wheel.writestr(f"{info}/RECORD", "")
@@ -112,6 +115,8 @@ def test_an_overlay_is_made_once_and_whole(index: Path, monkeypatch: pytest.Monk
     assert sorted(available("smallpackage")) == ["1.0", "1.1"]
     folder = overlay("smallpackage", "1.1")
     assert (folder / "smallpackage.py").read_text() == "version = '1.1'\n"
+    assert (folder / "lessknown.py").is_file()
+    assert not (folder / "click").exists()  # that of the environment counts
     with pytest.raises(LoadError, match="smallpackage==7"):
         overlay("smallpackage", "7")
     with pytest.raises(UsageError, match="is no package or version"):
