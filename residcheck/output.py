@@ -75,7 +75,7 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
                     }
                     for judged in result.judged
                 ],
-                "drifts": [asdict(drift) for drift in result.drifts],
+                "drifts": [{"curve": d.curve, "message": d.message} for d in result.drifts],
                 "status": int(result.status),
             }
             for result in results

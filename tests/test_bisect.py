@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -199,6 +200,12 @@ def test_a_bisection_measures_each_version_once_and_goes_on_where_it_was(
     again = runner.invoke(main, command)
     assert again.output.splitlines()[-1] == "lib is different up to 1.3, same from 1.4 on"
     assert set(asked) <= {"1.0"}  # what could not be measured is tried again
+    for kept in (tmp_path / "home" / "runs").glob("*.json"):  # of another version after all
+        document = json.loads(kept.read_text())
+        document["environment"]["lib"] = "9.9"
+        kept.write_text(json.dumps(document))
+    runner.invoke(main, command)
+    assert {"1.3", "1.4"} <= set(asked)
     wrong = runner.invoke(main, [*command[:1], "a.json", "a.json", *command[3:]])
     assert wrong.exit_code == ExitStatus.USAGE
     assert "give a model for B" in wrong.output

@@ -210,14 +210,14 @@ class Versions:
         spec = self.spec.with_options(dtype=dtype)
         kept = home() / "runs" / f"{self._key(spec, version)}.json"
         refused = kept.with_suffix(".gate")
-        if (run := _finished(kept)) is not None:
+        if (run := self._finished(kept, version)) is not None:
             return run
         if refused.is_file():
             raise GateError(refused.read_text(encoding="utf-8"))
         self.progress(f"measuring {spec} in {dtype} with {self.package} {version}", 0, None)
         kept.parent.mkdir(parents=True, exist_ok=True)
         said = run_residcheck(folder, self._arguments(spec, kept))
-        if (run := _finished(kept)) is not None:
+        if (run := self._finished(kept, version)) is not None:
             return run
         if gate := _GATE.search(said.stderr):
             write_text(refused, gate[1])
@@ -225,6 +225,20 @@ class Versions:
         error = _ERROR.search(said.stderr)
         lines = said.stderr.strip().splitlines() or ["it said nothing"]
         raise LoadError(error[1] if error else lines[-1])
+
+    def _finished(self, path: Path, version: str) -> Run | None:
+        """A run that was measured to its end, with this version; None for anything else."""
+        try:
+            run = load_run(path)
+        except RunFileError:
+            return None
+        with_version = run.environment.get(self._library, version) == version
+        return run if run.complete and with_version else None
+
+    @property
+    def _library(self) -> str:
+        """The package as a run's environment calls it."""
+        return self.package.replace("-", "_")
 
     def _arguments(self, spec: ModelSpec, out: Path) -> list[str]:
         like = self.one.run.prompts
@@ -238,7 +252,7 @@ class Versions:
 
     def _key(self, spec: ModelSpec, version: str) -> str:
         """Of all that a run depends on; libraries that are laid over are not those here."""
-        installed = environment(spec.device) | {self.package.replace("-", "_"): version}
+        installed = environment(spec.device) | {self._library: version}
         name = str(Path(spec.name).resolve()) if path_exists(spec.name) else spec.name
         said: dict[str, Any] = {
             "spec": repr(spec),
@@ -250,15 +264,6 @@ class Versions:
             "environment": installed,
         }
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _finished(path: Path) -> Run | None:
-    """A run that was measured to its end; None for what an interruption left."""
-    try:
-        run = load_run(path)
-    except RunFileError:
-        return None
-    return run if run.complete else None
 
 
 def document(found: Bisection) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from residcheck.curves import SCHEMA, Run
+from residcheck.curves import SCHEMA, Run, summary
 from residcheck.report import horizons, plots
 from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
 from residcheck.report.outline import SYMBOLS, Section, count, outline
+from residcheck.report.overlay import beyond, overlay
 from residcheck.report.series import chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
-from residcheck.result import ModelResult
+from residcheck.result import Drift, ModelResult
 from residcheck.stats import LEVEL, Estimate, Outcome
 from residcheck.stats.decision import outcome_of
 
@@ -55,7 +56,23 @@ def render(results: Sequence[ModelResult]) -> str:
         "horizon_cells": horizons.cells,
     }
     drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
-    return environment.get_template("page.html.j2").render(page=page, sections=drawn)
+    drifted = [
+        (label, drift, drift_plots(result.run, drift, f"drift-{number}-{i}"))
+        for number, (label, result) in enumerate(page.models)
+        for i, drift in enumerate(result.drifts)
+    ]
+    template = environment.get_template("page.html.j2")
+    return template.render(page=page, sections=drawn, drifted=drifted)
+
+
+def drift_plots(run: Run, drift: Drift, key: str) -> list[Plot]:
+    """Stored and new in one plot, and how far beyond its bound in another."""
+    if drift.stored is None or drift.comparison is None:
+        return []
+    labels = ("stored", "new")
+    both = overlay(drift.stored, summary(run[drift.curve]), labels, drift.comparison)
+    charts = [chart for chart in (both, beyond(drift.comparison)) if chart is not None]
+    return [plot("", c, f"{key}-{i}", plots.frames([c])[0]) for i, c in enumerate(charts)]
 
 
 def templates() -> Environment:
