@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from residcheck import __version__
+from residcheck.cli_compare import compare
 from residcheck.cli_horizon import horizon
-from residcheck.cli_options import FILE, interruptible, measured, measuring, specs
+from residcheck.cli_options import FILE, interruptible, is_run_file, measured, measuring, specs
+from residcheck.cli_review import review
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 from residcheck.view.command import view
 
@@ -223,14 +225,14 @@ def claims(models: tuple[str, ...], markdown: Path | None) -> None:
     from residcheck.models import parse_spec
 
     if markdown is not None:
-        from residcheck.output import write_text
+        from residcheck.files import write_text
         from residcheck.report.markdown import claims_page
 
         write_text(markdown, claims_page(all_claims()))
         return
     infos: list[ModelInfo] = []
     for text in models:
-        if text.endswith(".json"):
+        if is_run_file(text):
             infos.append(load_run(Path(text)).model)
             continue
         from residcheck.measure import describe
@@ -248,5 +250,7 @@ def models() -> None:
     show_models()
 
 
+main.add_command(compare)
 main.add_command(horizon)
+main.add_command(review)
 main.add_command(view)

@@ -38,6 +38,11 @@ def measuring(command: Command) -> Command:
     return command
 
 
+def is_run_file(text: str) -> bool:
+    """Whether an argument names a run file and not a model."""
+    return text.endswith(".json")
+
+
 def specs(models: Sequence[str], options: dict[str, Any]) -> list[ModelSpec]:
     from residcheck.models import parse_spec
 

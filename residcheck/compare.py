@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from residcheck.names import SAMPLED_AXES
 from residcheck.tolerances import Tolerance
 
-_BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
 _PARTS = ("mean", "gmean", "bos", "values")
+Axes = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Comparison:
 
     ``picture`` shows difference over bound per layer on a logarithmic scale: the lowest
     bar is within the bound, each further bar a factor of ten beyond it. ``axis`` is what
-    the numbers are counted along, from ``first``; empty for a single number. ``closest`` is
-    the number that came closest to its bound, or left it the furthest.
+    averages and the picture are counted along, from ``first``; empty for a single number.
+    ``axes`` are names and sizes of what ``values`` are counted along. ``closest`` is the
+    number that came closest to its bound, or left it the furthest.
     """
 
     curve: str
@@ -49,6 +52,7 @@ class Comparison:
     picture: str = ""
     axis: str = "layer"
     first: int = 0
+    axes: Axes = ()
     closest: Difference | None = None
 
     @property
@@ -65,16 +69,28 @@ class Comparison:
         worst = self.differences[0]
         size = f"{worst.size:.2e}" if math.isfinite(worst.size) else "NaN on one side"
         return (
-            f"{self.curve} drifted: {worst.part}{self._place(worst)}: "
+            f"{self.curve} drifted: {self.name(worst)}: "
             f"{worst.stored:.7g} -> {worst.measured:.7g}, off by {size} "
             f"(bound {worst.bound:.0e}); {len(self.differences)} of {self.count} numbers "
             f"beyond their bound\n{self._drawn(worst.part)}"
             f"  if the change is right, accept it with: {accept}"
         )
 
-    def _place(self, worst: Difference) -> str:
-        counted = self.axis and worst.part in _PARTS
-        return f" at {self.axis} {worst.index + self.first}" if counted else ""
+    def name(self, one: Difference) -> str:
+        """A number in words: ``mean at layer 3``, ``values at head 2, layer 0``, ``norm_eps``."""
+        place = self.place(one)
+        return f"{one.part} at {place}" if place else one.part
+
+    def place(self, one: Difference) -> str:
+        """Where a number is: ``layer 3``, ``head 2, layer 0``; empty if there is one only."""
+        if one.part not in _PARTS or not self.axis:
+            return ""
+        if one.part != "values" or not self.axes:
+            return f"{self.axis} {one.index + self.first}"
+        indices = _unravel(one.index, self.axes)
+        counted = zip(self.axes, indices, strict=True)
+        first = {self.axis: self.first}
+        return ", ".join(f"{n} {i + first.get(n, 0)}" for (n, size), i in counted if size > 1)
 
     def _drawn(self, part: str) -> str:
         return f"  difference by {self.axis} ({part}): {self.picture}\n" if self.picture else ""
@@ -124,14 +140,37 @@ def compare_curves(
     found = [d for d in everything if not d.size <= d.bound]
     closest = everything[0] if everything else None
     single = stored.get("dims") == ["prompt", "position"]
-    picture = ""
-    if found and not single:
-        part = found[0].part
-        picture = _picture([d for d in found if d.part == part], len(_flat(measured.get(part, []))))
-    if horizons:
-        return Comparison(name, tuple(found), count, picture, "horizon", 1, closest)
-    axis = "" if single else "layer"
-    return Comparison(name, tuple(found), count, picture, axis, closest=closest)
+    axes = kept_axes(measured)
+    axis = "horizon" if horizons else _along(axes)
+    picture = "" if single or not found else _picture(found, measured, axes, axis)
+    first = 1 if horizons else 0
+    axis = "" if single else axis
+    return Comparison(name, tuple(found), count, picture, axis, first, axes, closest)
+
+
+def kept_axes(curve: Mapping[str, Any]) -> Axes:
+    """Names and sizes of the axes of ``values``: those that are not averaged over."""
+    names = [name for name in curve.get("dims", ()) if name not in SAMPLED_AXES]
+    sizes, inner = [], curve.get("values")
+    while isinstance(inner, Sequence) and inner:
+        sizes.append(len(inner))
+        inner = inner[0]
+    return tuple(zip(names, sizes, strict=True)) if len(names) == len(sizes) else ()
+
+
+def _along(axes: Axes) -> str:
+    """What a picture of values is along: layers where there are any."""
+    names = [name for name, _ in axes]
+    return "layer" if "layer" in names or not names else names[-1]
+
+
+def _unravel(index: int, axes: Axes) -> list[int]:
+    """The place of an entry along each axis; the first is the slowest."""
+    places: list[int] = []
+    for _, size in reversed(axes):
+        index, place = divmod(index, size)
+        places.insert(0, place)
+    return places
 
 
 def _slack_over_horizons(row: Tolerance, unit: str, step: float, values: list[float]) -> float:
@@ -162,11 +201,19 @@ def _flat(values: Any) -> list[float]:
     return [math.nan if values is None else float(values)]
 
 
-def _picture(differences: list[Difference], length: int) -> str:
-    bars = [_BARS[0]] * length
-    for d in differences:
-        if d.index < length:
+def _picture(found: list[Difference], curve: Mapping[str, Any], axes: Axes, axis: str) -> str:
+    """A bar for each entry along the axis: the worst there, of the part with the worst of all."""
+    part = found[0].part
+    names = [name for name, _ in axes]
+    nested = part == "values" and axis in names
+    length = axes[names.index(axis)][1] if nested else len(_flat(curve.get(part, [])))
+    if length < 2:
+        return ""
+    bars = [0] * length
+    for d in found:
+        place = _unravel(d.index, axes)[names.index(axis)] if nested else d.index
+        if d.part == part and place < length:
             ratio = d.size / d.bound if d.bound else math.inf
-            height = 1 + math.log10(ratio) if math.isfinite(ratio) and ratio > 0 else len(_BARS)
-            bars[d.index] = _BARS[max(1, min(len(_BARS) - 1, int(height)))]
-    return "".join(bars)
+            height = 1 + math.log10(ratio) if math.isfinite(ratio) and ratio > 0 else len(BARS)
+            bars[place] = max(bars[place], 1, min(len(BARS) - 1, int(height)))
+    return "".join(BARS[bar] for bar in bars)

@@ -79,16 +79,17 @@ def progress_bars() -> Iterator[Report]:
         yield report
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """Standard output; logs, which have no width of their own, get 140 columns."""
     console = Console(highlight=False)
-    if not console.is_terminal:  # logs have no width of their own
+    if not console.is_terminal:
         console = Console(highlight=False, width=140)
     return console
 
 
 def show_result(result: ModelResult) -> None:
     """The verdict table of one model, then what changed or drifted."""
-    console, model = _console(), result.run.model
+    console, model = terminal(), result.run.model
     prompts = result.run.prompts
     partial = "" if result.run.complete else ", interrupted"
     title = (
@@ -130,7 +131,7 @@ def _summary(result: ModelResult) -> str:
 
 def show_horizon(run: Run) -> None:
     """Loss, divergence and agreement at every horizon, and how far back a model looks."""
-    console = _console()
+    console = terminal()
     if run.horizon is None or "horizon_loss" not in run.curves or not _predicting(run):
         console.print(f"the run of {escape(run.model.id)} holds no loss over horizons")
         return
@@ -269,7 +270,7 @@ def show_horizons(results: Sequence[ModelResult]) -> None:
         table.add_column(column)
     for model in found.models:
         table.add_row(*map(escape, cells(model)))
-    console = _console()
+    console = terminal()
     console.print(table)
     console.print(escape(found.summary))
 
@@ -294,7 +295,7 @@ def show_claims(claims: Sequence[Claim], models: Sequence[ModelInfo]) -> None:
             source,
         )
         table.add_row(*row, *applies)
-    _console().print(table)
+    terminal().print(table)
 
 
 def _planted_options() -> Table:
@@ -324,7 +325,7 @@ def show_models() -> None:
             f"{size / 1e6:.0f} MB",
             "[green]yes[/]" if entry else "no",
         )
-    console = _console()
+    console = terminal()
     console.print(table)
     console.print(f"cache: {escape(str(home()))}", soft_wrap=True)
     console.print("any hub id, model folder (save_pretrained) or .gguf file works too")

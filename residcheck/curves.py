@@ -182,7 +182,11 @@ class HorizonInfo:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything measured on one model with one set of prompts."""
+    """Everything measured on one model with one set of prompts.
+
+    ``spec`` is the model's name as it was asked for, which its ``id`` may not be (a folder);
+    ``seeds`` are those of the experiments; ``shapes`` are those of hooks and weights.
+    """
 
     model: ModelInfo
     environment: Mapping[str, str]
@@ -190,6 +194,9 @@ class Run:
     curves: Mapping[str, Curve]
     complete: bool = True
     horizon: HorizonInfo | None = None
+    spec: str = ""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Curve:
         return self.curves[name]
@@ -246,10 +253,13 @@ def save_run(run: Run, path: Path) -> None:
         document = {
             "schema": SCHEMA,
             "complete": run.complete,
+            "spec": run.spec,
             "model": asdict(run.model),
             "environment": dict(run.environment),
             "prompts": asdict(run.prompts),
             "horizon": None if run.horizon is None else asdict(run.horizon),
+            "seeds": dict(run.seeds),
+            "shapes": dict(run.shapes),
             "arrays": {"file": arrays.name, "sha256": _sha256(partial_arrays)},
             "curves": {name: summary(curve) for name, curve in run.curves.items()},
         }
@@ -310,6 +320,9 @@ def load_run(path: Path) -> Run:
             curves=curves,
             complete=bool(document["complete"]),
             horizon=_horizon_info(document.get("horizon")),
+            spec=str(document.get("spec", "")),
+            seeds=dict(document.get("seeds", {})),
+            shapes=dict(document.get("shapes", {})),
         )
     except _DAMAGE as error:
         raise RunFileError(f"{path} is damaged: {error}") from error

@@ -51,7 +51,7 @@ def drift(run: Run, name: str, snapshots: Path = DEFAULT_SNAPSHOTS) -> Drift | N
     if comparison.same:
         return None
     accept = f"pytest --pyargs residcheck.claims --model {run.model.id} --snapshot-update"
-    return Drift(name, comparison.message(accept))
+    return Drift(name, comparison.message(accept), stored["curve"], comparison)
 
 
 def _vanished(run: Run, name: str, reason: str, snapshots: Path) -> str:

@@ -26,6 +26,10 @@ QUANTITIES: dict[str, Quantity] = {
     "resid_mid_norm": Quantity("resid_mid", "norm", "norm of the stream between the sublayers"),
     "ln2_normalized_norm": Quantity("ln2_out", "norm", "norm of the MLP's normalised input"),
     "activation_rate": Quantity("mlp_pre", "fraction", "share of neurons above zero"),
+    "mlp_post_norm": Quantity("mlp_post", "norm", "norm of what the MLP hands to W_out"),
+    "mlp_post_min": Quantity(
+        "mlp_post", "activation", "smallest coordinate of what the MLP hands to W_out"
+    ),
     "mlp_out_norm": Quantity("mlp_out", "norm", "norm of what the MLP adds"),
     "mlp_out_cosine": Quantity("mlp_out", "cosine", "cosine of mlp_out with the stream"),
     "resid_post_norm": Quantity("resid_post", "norm", "norm of the stream after the block"),
@@ -40,7 +44,14 @@ PROBES = (
     "rotation_logit_shift",
     "resid_post_fingerprint",
     "logit_fingerprint",
+    "batch_shift",
+    "processing_shift",
+    "reprocessing_shift",
 )
+OF_PROCESSING = ("processing_shift", "reprocessing_shift")
+"""Probes of what a library does to weights, which raw weights cannot have."""
+OF_KERNEL = ("padding_spread",)
+"""What padding positions hold is the attention kernel's choice: all that they see is masked."""
 
 SAMPLED_AXES = ("prompt", "draw", "neuron")
 """Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""

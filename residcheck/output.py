@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from residcheck.errors import ResidcheckError
+from residcheck.files import write_text
 from residcheck.report import render_markdown, write_html
 from residcheck.result import ModelResult
 
@@ -74,20 +75,9 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
                     }
                     for judged in result.judged
                 ],
-                "drifts": [asdict(drift) for drift in result.drifts],
+                "drifts": [{"curve": d.curve, "message": d.message} for d in result.drifts],
                 "status": int(result.status),
             }
             for result in results
         ],
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ResidcheckError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

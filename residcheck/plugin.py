@@ -24,7 +24,10 @@ SESSION = pytest.StashKey["Measurements"]()
 _LETTERS = {"supported": "S", "inconclusive": "I", "not applicable": "n", "refuted": "R"}
 _ASKS_FOR_CLAIMS = {
     f"residcheck_{name}"
-    for name in ("models", "device", "dtype", "backend", "prompts", "max_tokens", "report")
+    for name in (
+        *("models", "device", "dtype", "backend", "prompts"),
+        *("max_tokens", "report", "markdown"),
+    )
 }
 _MARKERS = (
     "slow: takes more than a few seconds",
@@ -51,6 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="prompts per forward pass (default 8)")  # fmt: skip
     add("--report", dest="residcheck_report", metavar="FILE", type=Path,
         help="write an HTML report of the verdicts")  # fmt: skip
+    add("--markdown", dest="residcheck_markdown", metavar="FILE", type=Path,
+        help="write a job summary of the verdicts in Markdown")  # fmt: skip
     add("--snapshots", dest="residcheck_snapshots", metavar="DIR", type=Path,
         help="folder of snapshots (default: ./snapshots)")  # fmt: skip
 
@@ -261,14 +266,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    report = config.option.residcheck_report
-    if report is None or SESSION not in config.stash or hasattr(config, "workerinput"):
+    files = (config.option.residcheck_report, config.option.residcheck_markdown)
+    if files == (None, None) or SESSION not in config.stash or hasattr(config, "workerinput"):
         return
     from residcheck.errors import ResidcheckError
 
     factory = getattr(config, "_tmp_path_factory", None)
     try:
-        _measurements(config).write_report(report, factory.getbasetemp() if factory else None)
+        _measurements(config).write_files(*files, factory.getbasetemp() if factory else None)
     except ResidcheckError as error:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
         print(f"\nresidcheck: {error}", file=sys.stderr)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from residcheck.claim import Claim
+from residcheck.compare import Comparison
 from residcheck.curves import Run
 from residcheck.errors import ExitStatus
 from residcheck.stats import Outcome
@@ -52,10 +55,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Drift:
-    """A curve that left its snapshot: where, how far, and against what bound."""
+    """A curve that left its snapshot: where, how far, and against what bound.
+
+    ``stored`` is the summary of the curve in the snapshot, and ``comparison`` all that
+    differs from it; None where the curve cannot be measured any more.
+    """
 
     curve: str
     message: str
+    stored: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    comparison: Comparison | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,9 @@ class Measurements:
     def _run_file(spec: ModelSpec, shared: Path) -> Path:
         return shared / f"residcheck-{sha256(repr(spec).encode()).hexdigest()[:16]}.json"
 
-    def write_report(self, path: Path, shared: Path | None) -> None:
-        """Judge what was measured, here or by the workers, and write the HTML report."""
-        from residcheck.report import write_html
+    def write_files(self, html: Path | None, markdown: Path | None, shared: Path | None) -> None:
+        """Judge what was measured, here or by the workers; write the report and the summary."""
+        from residcheck.output import write_files
 
         runs = []
         for spec in self.specs.values():
@@ -97,7 +97,8 @@ class Measurements:
             elif shared is not None and self._run_file(spec, shared).is_file():
                 runs.append(load_run(self._run_file(spec, shared)))
         claims = list(self._claims.values()) or None
-        write_html([judge_run(run, claims, self.snapshots) for run in runs], path)
+        results = [judge_run(run, claims, self.snapshots) for run in runs]
+        write_files(results, html, None, markdown)
 
 
 def needs_network(spec: ModelSpec) -> bool:

@@ -145,3 +145,23 @@ def test_a_neuron_or_two_of_all_tokens_may_turn_on_by_rounding(neurons: int, sam
     changed = summary(replace(rates, values=turned))
     step = 2 / width
     assert compare_curves("", summary(rates), changed, ROW, step, sampled=tokens).same is same
+
+
+def test_a_number_of_several_axes_is_called_by_each() -> None:
+    heads = Curve("ov_frobenius", ("head", "layer"), np.ones((3, 8)), "norm")
+
+    def change(values: Floats) -> Floats:
+        values[2, 5] *= 1.001
+        values[1, 5] *= 1.1
+        return values
+
+    comparison = compared(heads, change)
+    worst = next(d for d in comparison.differences if d.part == "values")
+    assert comparison.name(worst) == "values at head 1, layer 5"
+    assert comparison.name(comparison.differences[0]) == "mean at layer 5"
+    assert comparison.picture.index(max(comparison.picture)) == 5
+    assert len(comparison.picture) == 8
+    shift = Curve("centring_logit_shift", ("pass",), np.zeros(1), "relative shift")
+    comparison = compared(shift, lambda values: values + 1)
+    assert comparison.name(comparison.differences[0]) == "values"
+    assert comparison.picture == ""

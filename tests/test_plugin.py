@@ -217,6 +217,20 @@ def test_altered_snapshot_fails_and_says_where(
     result.stdout.fnmatch_lines([said])
 
 
+def test_the_report_overlays_stored_and_new_where_a_curve_drifted(
+    run: Run, models: dict[str, Path], pytester: pytest.Pytester
+) -> None:
+    run("--model", models["gpt2"], "--snapshot-update")
+    _edit(pytester.path / "snapshots/tiny-gpt2/resid_post_norm.json", _scale_layer)
+    which = "triangle or (as_stored and resid_post_norm)"
+    run("--model", models["gpt2"], "--report=out.html", "-k", which)
+    page = (pytester.path / "out.html").read_text().partition('id="drift"')[2]
+    drifted = page.partition("</section>")[0]
+    assert drifted.count("<svg") >= 2
+    assert "stored" in drifted
+    assert "difference over its bound" in drifted
+
+
 def test_a_stored_curve_that_the_model_lacks_now_fails(
     run: Run, models: dict[str, Path], pytester: pytest.Pytester
 ) -> None:
@@ -264,10 +278,12 @@ def test_junit_carries_the_verdict(
 
 
 def test_report_is_written(run: Run, models: dict[str, Path], pytester: pytest.Pytester) -> None:
-    run("--model", models["gpt2"], "--report=out.html", "-k", "triangle or growth_exp")
+    files = ("--report=out.html", "--markdown=out.md")
+    run("--model", models["gpt2"], *files, "-k", "triangle or growth_exp")
     page = (pytester.path / "out.html").read_text()
     assert "triangle-bound" in page
     assert "<svg" in page
+    assert "| triangle-bound | ✓ supported |" in (pytester.path / "out.md").read_text()
 
 
 def test_workers_share_one_measurement(

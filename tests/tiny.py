@@ -22,6 +22,7 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 from transformers import PreTrainedTokenizerFast
 
 from residcheck.corpus import shipped
@@ -205,6 +206,7 @@ class Layer(NamedTuple):
     attn: Tensor
     mid: Tensor | None
     hidden: Tensor
+    handed: Tensor  # to W_out
     mlp: Tensor
     post: Tensor
 
@@ -250,7 +252,8 @@ def _walk_gpt2(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
         mid = h + attn
         read = block.ln_2(mid)
         mlp = block.mlp(read)
-        yield h, attn, mid, block.mlp.c_fc(read), mlp, mid + mlp
+        hidden = block.mlp.c_fc(read)
+        yield h, attn, mid, hidden, gelu(hidden, approximate="tanh"), mlp, mid + mlp
         h = mid + mlp
 
 
@@ -264,7 +267,8 @@ def _walk_llama(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
         mid = h + attn
         read = block.post_attention_layernorm(mid)
         mlp = block.mlp(read)
-        yield h, attn, mid, block.mlp.gate_proj(read), mlp, mid + mlp
+        hidden = block.mlp.gate_proj(read)
+        yield h, attn, mid, hidden, silu(hidden) * block.mlp.up_proj(read), mlp, mid + mlp
         h = mid + mlp
 
 
@@ -280,7 +284,9 @@ def _walk_gemma3(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, ...]]:
         mid = h + attn
         read = block.pre_feedforward_layernorm(mid)
         mlp = block.post_feedforward_layernorm(block.mlp(read))
-        yield h, attn, mid, block.mlp.gate_proj(read), mlp, mid + mlp
+        hidden = block.mlp.gate_proj(read)
+        handed = gelu(hidden, approximate="tanh") * block.mlp.up_proj(read)
+        yield h, attn, mid, hidden, handed, mlp, mid + mlp
         h = mid + mlp
 
 
@@ -294,7 +300,8 @@ def _walk_neox(model: Any, ids: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
         mid = None if model.config.use_parallel_residual else h + attn
         read = block.post_attention_layernorm(h if mid is None else mid)
         mlp = block.mlp(read)
-        yield h, attn, mid, block.mlp.dense_h_to_4h(read), mlp, h + attn + mlp
+        hidden = block.mlp.dense_h_to_4h(read)
+        yield h, attn, mid, hidden, gelu(hidden), mlp, h + attn + mlp
         h = h + attn + mlp
 
 
@@ -313,7 +320,9 @@ def quantities(layers: list[Layer], config: Any) -> dict[str, np.ndarray]:
     eps = next(getattr(config, name) for name in names if hasattr(config, name))
     columns: dict[str, list[np.ndarray]] = {}
     for layer in layers:
-        pre, attn, mid, hidden, mlp, post = (None if x is None else x.numpy() for x in layer)
+        pre, attn, mid, hidden, handed, mlp, post = (
+            None if x is None else x.numpy() for x in layer
+        )
         before = pre if mid is None else mid
         if centred:
             pre, attn, mlp, post, before = (
@@ -327,6 +336,8 @@ def quantities(layers: list[Layer], config: Any) -> dict[str, np.ndarray]:
             "resid_mid_norm": _norm(before),
             "ln2_normalized_norm": _norm(_normalised(before, eps)),
             "activation_rate": (hidden > 0).mean(-1),
+            "mlp_post_norm": _norm(handed),
+            "mlp_post_min": handed.min(-1),
             "mlp_out_norm": _norm(mlp),
             "mlp_out_cosine": (mlp * before).sum(-1) / _norm(mlp) / _norm(before),
             "resid_post_norm": _norm(post),

@@ -230,6 +230,14 @@ class Backend(Protocol):
         """Gain and bias still applied before the unembedding; None without a norm there."""
         ...
 
+    def process_again(self) -> None:
+        """Ask the library to process its weights once more, where it has processed them.
+
+        Raises:
+            LoadError: the library fails at it.
+        """
+        ...
+
 
 class EndOfPass(Exception):
     """Raised at the last tap to leave a forward pass whose rest nobody needs."""

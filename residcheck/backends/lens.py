@@ -43,7 +43,11 @@ HOOKS: dict[Site, str] = {
     "resid_post": "hook_resid_post",
 }
 OPTIONAL: tuple[Site, ...] = ("z", "mlp_post")  # absent or silent for some architectures
-POST_NORMS: dict[Site, str] = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
+# Of the second names, versions before 4.3 have the norms after OLMo 2's sublayers.
+POST_NORMS: dict[Site, tuple[str, str]] = {
+    "attn_out": ("ln1_post", "ln1"),
+    "mlp_out": ("ln2_post", "ln2"),
+}
 
 
 class LensBackend(Blockwise):
@@ -56,7 +60,8 @@ class LensBackend(Blockwise):
     version = version("transformer-lens")
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.anatomy = dissect(loaded.model).anatomy
+        blocks = dissect(loaded.model)
+        self.anatomy, self._post_norms = blocks.anatomy, blocks.post_norms
         self._embedding_scale = embedding_scale(loaded.model)
         with quiet_libraries():
             self._bridge = _boot(loaded)
@@ -125,7 +130,12 @@ class LensBackend(Blockwise):
         )
 
     def post_norm(self, layer: int, site: Site) -> PostNorm | None:
-        norm = getattr(self._bridge.blocks[layer], POST_NORMS[site], None)
+        block, (after, perhaps) = self._bridge.blocks[layer], POST_NORMS[site]
+        norm = getattr(block, after, None)
+        if norm is None:
+            other = getattr(block, perhaps, None)
+            wraps = getattr(other, "name", None)  # what the library took it from
+            norm = other if wraps is not None and wraps == self._post_norms.get(site) else None
         return None if norm is None else post_norm_of(norm, self.anatomy.d_model)
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -144,6 +154,15 @@ class LensBackend(Blockwise):
     def affine(self, layer: int, site: Site) -> Affine:
         norm = getattr(self._bridge.blocks[layer], HOOKS[site].partition(".")[0])
         return affine_of(norm, self.anatomy.d_model)
+
+    def process_again(self) -> None:
+        try:
+            with quiet_libraries():
+                self._bridge.enable_compatibility_mode(disable_warnings=True)
+        except Exception as error:
+            raise LoadError(
+                f"TransformerLens {self.version} cannot process weights twice: {first_line(error)}"
+            ) from error
 
     def hook_name(self, layer: int, site: Site) -> str:
         return f"blocks.{layer}.{HOOKS[site]}"

@@ -103,6 +103,9 @@ class PlainBackend(Blockwise):
         norm = final_norm_of(self._model, self._blocks.path)
         return None if norm is None else affine_of(norm, self.anatomy.d_model)
 
+    def process_again(self) -> None:
+        """Plain modules have raw weights, and keep them."""
+
     def hook_name(self, layer: int, site: Site) -> str:
         part = self._blocks.parts[site]
         where = f"{self._blocks.path}.{layer}" + (f".{part.path}" if part.path else "")

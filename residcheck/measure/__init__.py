@@ -20,6 +20,7 @@ from residcheck.measure.fingerprints import fingerprints
 from residcheck.measure.horizons import WHOLE, HorizonRecording
 from residcheck.measure.horizons import HorizonOptions as HorizonOptions
 from residcheck.measure.horizons import curves_of as curves_of
+from residcheck.measure.invariances import batch_probe, processing_probe, reprocessing_probe
 from residcheck.measure.opening import Session as Session
 from residcheck.measure.opening import open_session as open_session
 from residcheck.measure.probes import centring_probe, padding_probe
@@ -79,7 +80,7 @@ def describe(spec: ModelSpec, progress: Progress = silent) -> ModelInfo:
     """What a model is built like and which quantities it lacks; it is loaded, not run."""
     loaded = load(spec, progress)
     backend = open_backend(loaded)
-    return model_info(loaded, backend, absent(backend))
+    return model_info(loaded, backend, absent(backend, spec))
 
 
 def run_session(
@@ -100,6 +101,8 @@ def run_session(
         experiments = _run_experiments(session, wanted, progress)
         _run_pass(recording, session, batch_size, progress)
         horizons.take_all(progress)
+        if "reprocessing_shift" in wanted:
+            experiments |= _reprocess(session)
     except KeyboardInterrupt:
         if recording.idle:
             recording.done = horizons.done
@@ -151,9 +154,24 @@ def _run_experiments(session: Session, names: list[str], progress: Progress) -> 
         curves |= centring_probe(backend, session.gate_tokens, centred)
     if {"resid_post_fingerprint", "logit_fingerprint"} & set(wanted):
         curves |= fingerprints(backend, session.gate_tokens)
+    if "batch_shift" in wanted:
+        curves |= batch_probe(backend, session.encoded, device)
+    if "processing_shift" in wanted:
+        curves |= processing_probe(backend, session.gate_tokens, session.reference)
     label = f"weights of {session.loaded.id}"
     curves |= folded_statistics(
         backend, wanted, lambda layer: progress(label, layer, backend.anatomy.n_layers)
     )
     curves |= mlp_experiments(backend, session.affines, session.encoded, wanted, device)
     return {name: curve for name, curve in curves.items() if name in wanted}
+
+
+def _reprocess(session: Session) -> dict[str, Curve]:
+    """The last of all: if the library does not stand it, nothing that follows can be trusted."""
+    if "reprocessing_shift" in session.missing:
+        return {}
+    try:
+        return reprocessing_probe(session.backend, session.gate_tokens)
+    except LoadError as error:
+        session.missing["reprocessing_shift"] = error.message
+        return {}

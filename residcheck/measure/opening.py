@@ -17,6 +17,7 @@ from residcheck.errors import LoadError, UnsupportedModelError, first_line
 from residcheck.measure import gate
 from residcheck.measure.probes import rotation_probe
 from residcheck.measure.provenance import absent
+from residcheck.measure.shapes import shapes
 from residcheck.measure.tokens import Encoded, encode
 from residcheck.models import LoadedModel, ModelSpec, load
 from residcheck.models.quiet import quiet_libraries
@@ -34,21 +35,25 @@ _WEIGHTS: tuple[Part, ...] = ("attention", "mlp")
 class Session:
     """A model that passed the gate, with its prompts: ready to be measured.
 
+    ``reference`` are the logits of the plain transformers model on the gate's tokens.
     ``stored`` are the curves of the weights as they are stored, taken before a library
     could process them; ``unstored`` maps those that could not be taken to the reason.
+    ``shapes`` are those of hooks and weights, where something is to be measured.
     """
 
     loaded: LoadedModel
     backend: Backend
     encoded: Encoded
     gate_tokens: Int[Tensor, "batch pos"]
+    reference: Float[Tensor, "batch pos vocab"]
     stored: dict[str, Curve] = field(default_factory=dict)
     unstored: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def missing(self) -> dict[str, str]:
         """Every curve that this model cannot have, and why."""
-        return absent(self.backend) | self.unstored
+        return absent(self.backend, self.loaded.spec) | self.unstored
 
     @cached_property
     def affines(self) -> dict[tuple[int, Site], Affine]:
@@ -105,7 +110,8 @@ def open_loaded(
     if any(set(_WEIGHTS) & set(STATISTICS[name].parts) for name in wanted if name in STATISTICS):
         progress(f"checking the weights of {loaded.id}", 0, None)
         weights_gate.check(backend, tokens, tolerance(spec.dtype))
-    return Session(loaded, backend, encoded, tokens, stored, unstored)
+    found = shapes(backend, tokens) if wanted else {}
+    return Session(loaded, backend, encoded, tokens, reference, stored, unstored, found)
 
 
 def _of_stored_weights(

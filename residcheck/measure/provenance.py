@@ -11,8 +11,8 @@ import torch
 from residcheck.backends import Anatomy, Backend, Site
 from residcheck.curves import ModelInfo
 from residcheck.measure.random_inputs import can_be_fed
-from residcheck.models import LoadedModel
-from residcheck.names import QUANTITIES, STATISTICS, Part
+from residcheck.models import LoadedModel, ModelSpec
+from residcheck.names import OF_PROCESSING, QUANTITIES, STATISTICS, Part
 from residcheck.weights.canonical import canonical
 
 
@@ -41,8 +41,8 @@ def model_info(loaded: LoadedModel, backend: Backend, missing: Mapping[str, str]
     )
 
 
-def absent(backend: Backend) -> dict[str, str]:
-    """Every curve that this architecture or library has not, and why."""
+def absent(backend: Backend, spec: ModelSpec) -> dict[str, str]:
+    """Every curve that this architecture or library has not, or not of these weights, and why."""
     anatomy = backend.anatomy
     found = {
         name: anatomy.missing[quantity.site]
@@ -52,6 +52,8 @@ def absent(backend: Backend) -> dict[str, str]:
     if not anatomy.centring:
         reason = "the norm does not subtract the mean (RMSNorm), so the stream is not centred"
         found |= {"centred_mean": reason, "centring_logit_shift": reason}
+    if spec.processing == "raw":
+        found |= dict.fromkeys(OF_PROCESSING, "the weights are raw: the library processed none")
     if anatomy.n_layers < 2:
         found["horizon_loss_from_middle"] = "a model of one layer has no upper half"
     for name, statistic in STATISTICS.items():

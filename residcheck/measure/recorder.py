@@ -65,6 +65,8 @@ class Recorder:
             return lambda x: self._on_write(layer, site, x)
         if site == "mlp_pre":
             return lambda x: self._on_pre_activation(layer, x)
+        if site == "mlp_post":
+            return lambda x: self._on_post_activation(layer, x)
         return lambda x: self._on_normalised(layer, site, x)
 
     def _on_stream(self, layer: int, site: Site, x: Float[Tensor, "batch pos d"]) -> None:
@@ -103,6 +105,10 @@ class Recorder:
         # 1 where x > 0, else 0, in vector instructions: comparing makes booleans, ten times slower.
         above = x.clamp(0, 1).ceil_().sum(dim=-1, dtype=self._dtype)
         self._put("activation_rate", layer, above / x.shape[-1])
+
+    def _on_post_activation(self, layer: int, x: Float[Tensor, "batch pos d_mlp"]) -> None:
+        self._put("mlp_post_norm", layer, torch.linalg.vector_norm(x, dim=-1, dtype=self._dtype))
+        self._put("mlp_post_min", layer, x.amin(dim=-1).to(self._dtype))
 
     def _put(self, name: str, layer: int, value: Float[Tensor, "batch pos"]) -> None:
         if name in self._names:

@@ -17,7 +17,7 @@ from residcheck.measure.recorder import Recorder, available
 from residcheck.measure.structure import StructureRecorder, surroundings
 from residcheck.measure.tokens import Batch
 from residcheck.names import QUANTITIES, STRUCTURE
-from residcheck.seeds import random_rotation
+from residcheck.seeds import SEEDS, random_rotation
 
 
 class Recording:
@@ -114,6 +114,9 @@ class Recording:
             prompts=session.encoded.select(done).info(),
             curves=curves | experiments,
             complete=complete,
+            spec=str(session.loaded.spec),
+            seeds=SEEDS,
+            shapes=session.shapes,
         )
 
 

@@ -17,7 +17,7 @@ from residcheck.errors import ResidcheckError
 if TYPE_CHECKING:
     from residcheck.result import ModelResult
 
-__all__ = ["render_html", "render_markdown", "write_html"]
+__all__ = ["render_html", "render_markdown", "write_html", "write_page"]
 
 
 def render_html(results: Sequence[ModelResult]) -> str:
@@ -35,12 +35,20 @@ def render_markdown(results: Sequence[ModelResult]) -> str:
 
 
 def write_html(results: Sequence[ModelResult], path: Path) -> None:
-    """Write the page to ``path``; what was there stays whole until the new page is.
+    """Write the page about ``results`` to ``path``.
 
     Raises:
         ResidcheckError: the file cannot be written.
     """
-    page = render_html(results)
+    write_page(render_html(results), path)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page to ``path``; what was there stays whole until the new page is.
+
+    Raises:
+        ResidcheckError: the file cannot be written.
+    """
     partial = path.parent / f".{path.name}.{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

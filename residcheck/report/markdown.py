@@ -66,10 +66,10 @@ def plain(text: str) -> str:
 
 def _table(page: Outline) -> str:
     head = ["claim", *(plain(label) for label, _ in page.models)]
-    return _lines([head, *map(_cells, page.sections)])
+    return pipe_table([head, *map(_cells, page.sections)])
 
 
-def _lines(rows: list[list[str]]) -> str:
+def pipe_table(rows: list[list[str]]) -> str:
     """A table of finished cells, its head first."""
     head, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
@@ -77,7 +77,7 @@ def _lines(rows: list[list[str]]) -> str:
 
 def _horizons(found: Across) -> list[str]:
     rows = [[plain(cell) for cell in row] for row in (COLUMNS, *map(cells, found.models))]
-    return [f"### {TITLE}", _lines(rows), plain(found.summary)]
+    return [f"### {TITLE}", pipe_table(rows), plain(found.summary)]
 
 
 def _cells(section: Section) -> list[str]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from residcheck.curves import SCHEMA
+from residcheck.curves import SCHEMA, Run, summary
 from residcheck.report import horizons, plots
 from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
-from residcheck.report.outline import SYMBOLS, Answer, Section, count, outline
+from residcheck.report.outline import SYMBOLS, Section, count, outline
+from residcheck.report.overlay import beyond, overlay
 from residcheck.report.series import chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
-from residcheck.result import ModelResult
+from residcheck.result import Drift, ModelResult
 from residcheck.stats import LEVEL, Estimate, Outcome
 from residcheck.stats.decision import outcome_of
 
@@ -39,14 +40,7 @@ class Plot:
 def render(results: Sequence[ModelResult]) -> str:
     """The page about ``results``."""
     page = outline(results)
-    environment = Environment(
-        loader=PackageLoader("residcheck.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates()
     environment.globals |= {
         "facts": facts,
         "css_class": css_class,
@@ -60,10 +54,40 @@ def render(results: Sequence[ModelResult]) -> str:
         "horizon_title": horizons.TITLE,
         "horizon_columns": horizons.COLUMNS,
         "horizon_cells": horizons.cells,
-        "token_opacities": [1 - (1 - LEVEL_OPACITY) ** n for n in range(len(LEVELS), 0, -1)],
     }
     drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
-    return environment.get_template("page.html.j2").render(page=page, sections=drawn)
+    drifted = [
+        (label, drift, drift_plots(result.run, drift, f"drift-{number}-{i}"))
+        for number, (label, result) in enumerate(page.models)
+        for i, drift in enumerate(result.drifts)
+    ]
+    template = environment.get_template("page.html.j2")
+    return template.render(page=page, sections=drawn, drifted=drifted)
+
+
+def drift_plots(run: Run, drift: Drift, key: str) -> list[Plot]:
+    """Stored and new in one plot, and how far beyond its bound in another."""
+    if drift.stored is None or drift.comparison is None:
+        return []
+    labels = ("stored", "new")
+    both = overlay(drift.stored, summary(run[drift.curve]), labels, drift.comparison)
+    charts = [chart for chart in (both, beyond(drift.comparison)) if chart is not None]
+    return [plot("", c, f"{key}-{i}", plots.frames([c])[0]) for i, c in enumerate(charts)]
+
+
+def templates() -> Environment:
+    """The templates of the report's pages, which escape whatever they are given."""
+    environment = Environment(
+        loader=PackageLoader("residcheck.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    opacities = [1 - (1 - LEVEL_OPACITY) ** n for n in range(len(LEVELS), 0, -1)]
+    environment.globals["token_opacities"] = opacities
+    return environment
 
 
 def plots_of(section: Section, number: int) -> tuple[Plot, ...]:
@@ -72,22 +96,23 @@ def plots_of(section: Section, number: int) -> tuple[Plot, ...]:
     charts = [(answer, chart(answer.run, figure)) for answer, figure in asked if figure]
     frames = plots.frames([drawn for _, drawn in charts])
     return tuple(
-        _plot(answer, drawn, f"plot-{number}-{i}", frame)
+        plot(answer.model, drawn, f"plot-{number}-{i}", frame)
         for i, ((answer, drawn), frame) in enumerate(zip(charts, frames, strict=True))
     )
 
 
-def _plot(answer: Answer, drawn: Chart, key: str, frame: plots.Frame) -> Plot:
+def plot(model: str, drawn: Chart, key: str, frame: plots.Frame) -> Plot:
+    """A chart of ``model``; ``key`` must be unique on its page."""
     if drawn.empty:
-        return Plot(answer.model, Markup(), "Nothing to draw: no finite value.", ())
+        return Plot(model, Markup(), "Nothing to draw: no finite value.", ())
     svg = plots.draw(drawn, key, frame)
     # Markup: an element tree wrote it, which escapes whatever text is in it.
-    return Plot(answer.model, Markup(svg), in_words(drawn), tuple(legend(drawn)))
+    return Plot(model, Markup(svg), in_words(drawn), tuple(legend(drawn)))
 
 
-def facts(result: ModelResult) -> list[str]:
+def facts(run: Run) -> list[str]:
     """What was measured, in a few words each."""
-    model, prompts = result.run.model, result.run.prompts
+    model, prompts = run.model, run.prompts
     kind, _, digest = model.weights.partition(":")
     said = [
         count(model.n_layers, "layer"),
@@ -100,10 +125,10 @@ def facts(result: ModelResult) -> list[str]:
         f"{count(prompts.count, 'prompt')}, {count(prompts.tokens, 'token')}",
         f"weights {kind} {digest[:12]}" if digest else f"weights {kind[:24]}",
     ]
-    horizon = result.run.horizon
+    horizon = run.horizon
     if horizon is not None and horizon.prompts.sha256 != prompts.sha256:
         said.append(f"horizons on {count(horizon.prompts.count, 'prompt')}")
-    return said if result.run.complete else [*said, "incomplete run"]
+    return said if run.complete else [*said, "incomplete run"]
 
 
 def css_class(outcome: Outcome) -> str:
@@ -123,9 +148,8 @@ def digits(value: float) -> str:
     return f"{value:.4g}"
 
 
-def provenance(result: ModelResult) -> list[tuple[str, str]]:
+def provenance(run: Run) -> list[tuple[str, str]]:
     """All that identifies a run: weights, prompts, and where it was made."""
-    run = result.run
     model, prompts = run.model, run.prompts
     said = {
         "weights": model.weights,

@@ -6,6 +6,7 @@ The syrupy extension is in :mod:`residcheck.snapshot.extension`; nothing here ne
 from residcheck.snapshot.store import comparable as comparable
 from residcheck.snapshot.store import compare_documents as compare_documents
 from residcheck.snapshot.store import curve_document as curve_document
+from residcheck.snapshot.store import dumps as dumps
 from residcheck.snapshot.store import find as find
 from residcheck.snapshot.store import key as key
 from residcheck.snapshot.store import otherwise as otherwise
