@@ -51,7 +51,8 @@ PROBES = (
 OF_PROCESSING = ("processing_shift", "reprocessing_shift")
 """Probes of what a library does to weights, which raw weights cannot have."""
 OF_KERNEL = ("padding_spread",)
-"""What padding positions hold is the attention kernel's choice: all that they see is masked."""
+"""What padding positions hold is the choice of the attention kernel and of the library that makes
+its mask: all that they see is masked. What padding does to tokens is ``padding_shift``."""
 
 SAMPLED_AXES = ("prompt", "draw", "neuron")
 """Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""

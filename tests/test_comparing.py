@@ -18,7 +18,7 @@ from tiny import Tiny, new_model, tokenizer
 from residcheck.cli import main
 from residcheck.comparison import Sameness, rows_of
 from residcheck.corpus import read_prompts, shipped
-from residcheck.curves import Run, save_run
+from residcheck.curves import Curve, Run, save_run
 from residcheck.errors import ExitStatus
 from residcheck.faults import FAULTS, open_faulty
 from residcheck.measure import EVERYTHING, HorizonOptions, run_session
@@ -238,6 +238,20 @@ def test_what_one_run_lacks_is_missing_and_facts_are_exact() -> None:
     order = [row.sameness for row in rows.values()]
     assert order == sorted(order, key=list(Sameness).index)
     assert not set(QUANTITIES) & rows.keys()
+
+
+def test_what_masked_positions_hold_is_compared_within_one_library_only() -> None:
+    spreads = [
+        Curve("padding_spread", ("position", "layer"), np.full((4, 8), x), "relative distance")
+        for x in (0.0, 0.5)
+    ]
+    one, other = (replace(norms(a_run(c)), environment={"torch": "2"}) for c in spreads)
+    assert "padding_spread" in {row.name for row in rows_of(one, other)}
+    for change in ({"attention": "sdpa"}, {"backend": "transformers"}, {"device": "cuda"}):
+        changed = replace(other, model=replace(other.model, **change))
+        assert "padding_spread" not in {row.name for row in rows_of(one, changed)}
+    changed = replace(other, environment={"torch": "2", "transformer_lens": "3.7.3"})
+    assert "padding_spread" not in {row.name for row in rows_of(one, changed)}
 
 
 def test_the_worst_comes_first() -> None:

@@ -152,7 +152,7 @@ def rows_of(one: Run, other: Run) -> tuple[Row, ...]:
     """Every quantity of two runs that may be compared, without a second opinion in float64.
 
     A curve that one run lacks is missing, but for what raw weights cannot have. What the
-    attention kernel chooses is left out where the two had other kernels.
+    attention kernel chooses is left out where the two had other kernels or libraries.
     """
     return in_order([*_facts(one, other), *_curves(one, other)])
 
@@ -187,8 +187,8 @@ def _same(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[Row]:
 
 
 def _curves(one: Run, other: Run) -> Iterator[Row]:
-    kernels = one.model.attention == other.model.attention
-    for name in (name for name in EVERYTHING if kernels or name not in OF_KERNEL):
+    alike = _kernel(one) == _kernel(other)
+    for name in (name for name in EVERYTHING if alike or name not in OF_KERNEL):
         there = [name in run.curves for run in (one, other)]
         if all(there):
             yield _curve(name, curve_document(one, name), curve_document(other, name))
@@ -199,6 +199,12 @@ def _curves(one: Run, other: Run) -> Iterator[Row]:
             why = lacking.model.missing.get(name, "it was not measured")
             said = ("measured", "missing") if present is one else ("missing", "measured")
             yield Row(name, Sameness.MISSING, "", *said, note=why)
+
+
+def _kernel(run: Run) -> tuple[str | None, ...]:
+    """What decides what masked positions hold."""
+    made = (run.environment.get(name) for name in ("torch", "transformers", "transformer_lens"))
+    return (run.model.attention, run.model.backend, run.model.device, *made)
 
 
 def _curve(name: str, stored: Mapping[str, Any], measured: Mapping[str, Any]) -> Row:
