@@ -1,4 +1,4 @@
-"""How a model is tapped: through TransformerLens or through plain transformers.
+"""How a model is tapped: through TransformerLens, plain transformers or nnsight.
 
 A backend is a class with the interface of :class:`Backend`; adding one means adding
 its name to :func:`open_backend` and to ``residcheck.models.spec.BACKENDS``.
@@ -25,6 +25,10 @@ def open_backend(loaded: LoadedModel) -> Backend:
         from residcheck.backends.plain import PlainBackend
 
         return PlainBackend(loaded)
+    if loaded.spec.backend == "nnsight":
+        from residcheck.backends.insight import InsightBackend
+
+        return InsightBackend(loaded)
     from residcheck.backends.lens import LensBackend
 
     return LensBackend(loaded)
