@@ -24,7 +24,8 @@ def measuring(command: Command) -> Command:
     options: Sequence[Callable[[Command], Command]] = (
         click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps."),
         click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64."),
-        click.option("--backend", metavar="NAME", help="transformer_lens (default), transformers."),
+        click.option("--backend", metavar="NAME",
+                     help="transformer_lens (default), transformers, nnsight."),
         click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw."),
         click.option("--prompts", metavar="FILE", type=FILE,
                      help="Text, one prompt a line, or JSON lines with 'text'."),

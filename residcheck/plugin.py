@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", dest="residcheck_device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps")
     add("--dtype", dest="residcheck_dtype", metavar="DTYPE", help="float32, bf16, fp16 or float64")
     add("--backend", dest="residcheck_backend", metavar="NAME",
-        help="transformer_lens (default) or transformers")  # fmt: skip
+        help="transformer_lens (default), transformers or nnsight")  # fmt: skip
     add("--prompts", dest="residcheck_prompts", metavar="FILE", type=Path,
         help="text file, one prompt a line, or JSON lines with 'text'")  # fmt: skip
     add("--max-tokens", dest="residcheck_max_tokens", metavar="N", type=int,

@@ -1,8 +1,9 @@
-"""Both backends see the same, and what a tap returns is what the model goes on with."""
+"""All backends see the same, and what a tap returns is what the model goes on with."""
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from residcheck.models import ModelSpec, load
 from residcheck.tolerances import tolerance
 
 FLOAT32 = tolerance("float32")
-BACKENDS = ("transformer_lens", "transformers")
+BACKENDS = ("transformer_lens", "transformers", "nnsight")
 PROMPTS = Prompts("some passages", (*shipped().texts[9:12], "A few words."))
 MAX_TOKENS = 24
 # A pre-activation within rounding of zero may fall on either side of it: of the tens of
@@ -31,7 +32,7 @@ FAMILIES = (
     "phi3", "stablelm", "stablelm_parallel", "olmo", "olmo2", "granite", "cohere", "glm4",
     "starcoder2", "nemotron",
 )  # fmt: skip
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def measured(tiny: Tiny, family: str, prompts: Prompts = PROMPTS, **options: str) -> Run:
@@ -67,23 +68,26 @@ def assert_same_curves(one: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_backends_give_the_same_curves(family: str, tiny: Tiny) -> None:
-    one, other = (measured(tiny, family, backend=backend) for backend in BACKENDS)
-    assert_same_curves(one, other)
-    assert one.model.missing == other.model.missing
-    assert one.prompts == other.prompts
+def test_all_backends_give_the_same_curves(family: str, tiny: Tiny) -> None:
+    one, *others = (measured(tiny, family, backend=backend) for backend in BACKENDS)
+    for other in others:
+        assert_same_curves(one, other)
+        assert one.model.missing == other.model.missing
+        assert one.prompts == other.prompts
 
 
 def test_the_new_falcon_architecture_cannot_be_bridged(tiny: Tiny) -> None:
     with pytest.raises(LoadError, match="cannot bridge falcon_new"):
         opened(tiny, "falcon_new", "transformer_lens")
-    measured(tiny, "falcon_new", backend="transformers")
+    one, other = (measured(tiny, "falcon_new", backend=backend) for backend in BACKENDS[1:])
+    assert_same_curves(one, other)
 
 
 def test_the_logits_of_gpt_oss_in_transformer_lens_are_not_its_own(tiny: Tiny) -> None:
     with pytest.raises(GateError, match="logits differ"):
         measured(tiny, "gpt_oss")
-    measured(tiny, "gpt_oss", backend="transformers")
+    one, other = (measured(tiny, "gpt_oss", backend=backend) for backend in BACKENDS[1:])
+    assert_same_curves(one, other)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "gemma3", "olmo2", "bloom", "cohere"])
@@ -130,7 +134,7 @@ class Notes:
 FORMS = ("gpt2", "llama", "gemma3", "granite", "neox", "phi", "bloom", "mpt", "opt", "mixtral")
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", FORMS)
 def test_writes_that_a_tap_takes_away_are_missing_from_the_stream(
     family: str, backend: str, tiny: Tiny
@@ -148,7 +152,7 @@ def test_writes_that_a_tap_takes_away_are_missing_from_the_stream(
     assert not torch.equal(after.seen[1, "resid_post"], before.seen[1, "resid_post"])
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", FORMS)
 def test_a_write_that_a_tap_doubles_is_added_twice(family: str, backend: str, tiny: Tiny) -> None:
     tapped = opened(tiny, family, backend)
@@ -161,7 +165,7 @@ def test_a_write_that_a_tap_doubles_is_added_twice(family: str, backend: str, ti
     assert float(error.max()) <= FLOAT32.identity
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_a_stream_that_a_tap_replaces_is_what_comes_after(
     family: str, backend: str, tiny: Tiny
@@ -177,7 +181,7 @@ def test_a_stream_that_a_tap_replaces_is_what_comes_after(
         assert not torch.equal(after.seen[2, "resid_post"], before.seen[2, "resid_post"]), site
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize(
     "family", ["gpt2", "llama", "bloom", "falcon", "gpt_neo", "opt", "mixtral"]
 )
@@ -189,7 +193,7 @@ def test_heads_can_be_switched_off(family: str, backend: str, tiny: Tiny) -> Non
     assert float((written - written[0, 0]).abs().max()) <= FLOAT32.unit  # the bias, if any
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "opt", "phi3", "granite"])
 def test_activations_can_be_switched_off(family: str, backend: str, tiny: Tiny) -> None:
     tapped = opened(tiny, family, backend)
@@ -200,15 +204,15 @@ def test_activations_can_be_switched_off(family: str, backend: str, tiny: Tiny) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_backends_hand_the_same_to_the_output_projections(family: str, tiny: Tiny) -> None:
+def test_all_backends_hand_the_same_to_the_output_projections(family: str, tiny: Tiny) -> None:
     # Raw, since processed weights carry the value bias in b_O instead of in z.
     tapped = [opened(tiny, family, backend, "raw") for backend in BACKENDS]
-    one, other = (Notes(backend) for backend in tapped)
-    for notes, backend in zip((one, other), tapped, strict=True):
+    one, *others = (Notes(backend) for backend in tapped)
+    for notes, backend in zip((one, *others), tapped, strict=True):
         backend.forward(*batch(), notes.taps, logits=False)
     places = [place for place in one.seen if place[1] in ("z", "mlp_post")]
     assert len(places) == (LAYERS if family == "mixtral" else 2 * LAYERS)
-    for place in places:
+    for place, other in product(places, others):
         a, b = one.seen[place], other.seen[place]
         assert a.shape == b.shape
         error = (a - b).norm(dim=-1) / b.norm(dim=-1)
@@ -224,7 +228,7 @@ def test_a_hook_that_transformer_lens_never_fires_is_missing(
     assert "mlp_post" not in found.anatomy.missing
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi3"])  # Phi-3 packs gate and up
 def test_hidden_neurons_can_be_switched_off(family: str, backend: str, tiny: Tiny) -> None:
     tapped = opened(tiny, family, backend)
@@ -235,7 +239,7 @@ def test_hidden_neurons_can_be_switched_off(family: str, backend: str, tiny: Tin
     assert float((written - written[0, 0]).abs().max()) <= FLOAT32.unit  # the bias, if any
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("family", ["gpt2", "neox", "mixtral", "olmo2"])
 def test_without_logits_every_tap_still_fires(family: str, backend: str, tiny: Tiny) -> None:
     tapped = opened(tiny, family, backend)
@@ -247,7 +251,7 @@ def test_without_logits_every_tap_still_fires(family: str, backend: str, tiny: T
     assert all(torch.equal(short.seen[where], whole.seen[where]) for where in whole.seen)
 
 
-@both_backends
+@every_backend
 def test_taps_are_gone_after_the_pass(backend: str, tiny: Tiny) -> None:
     tapped = opened(tiny, "llama", backend)
     notes = Notes(tapped)

@@ -56,6 +56,7 @@ def test_device(device: str) -> None:
         (",processing=processed", "transformer_lens", "processed"),
         (",backend=transformers", "transformers", "raw"),
         (",backend=transformers,processing=raw", "transformers", "raw"),
+        (",backend=nnsight", "nnsight", "raw"),
         (",processing=raw,backend=transformers", "transformers", "raw"),
     ],
 )
@@ -133,13 +134,14 @@ def test_an_existing_relative_path_is_no_revision(
         ("gpt2,revision=main", "unknown option 'revision'"),
         ("gpt2,dtype=int8", "unknown dtype 'int8'"),
         ("gpt2,dtype=", "option 'dtype' has no value"),
-        ("gpt2,backend=nnsight", "unknown backend 'nnsight'"),
+        ("gpt2,backend=nnterp", "unknown backend 'nnterp'"),
         ("gpt2,processing=folded", "unknown processing 'folded'"),
         ("gpt2,device=gpu", "unknown device 'gpu'"),
         ("gpt2,device=cuda:", "unknown device 'cuda:'"),
         ("gpt2,device=cuda:x", "unknown device 'cuda:x'"),
         ("gpt2,device=cpu:0", "unknown device 'cpu:0'"),
         ("gpt2,backend=transformers,processing=processed", "no processed weights"),
+        ("gpt2,backend=nnsight,processing=processed", "no processed weights"),
         ("gpt2@", "no revision after '@'"),
         ("gpt2@,dtype=bf16", "no revision after '@'"),
         ("", "name is empty"),
@@ -160,7 +162,7 @@ def test_what_makes_no_sense_is_a_usage_error_that_names_it(text: str, named: st
     [
         ("gpt2,oops=1", ["dtype", "device", "backend", "processing", "attention"]),
         ("gpt2,dtype=int8", ["float32", "bf16"]),
-        ("gpt2,backend=x", ["transformer_lens", "transformers"]),
+        ("gpt2,backend=x", ["transformer_lens", "transformers", "nnsight"]),
         ("gpt2,device=x", ["cpu", "cuda", "mps"]),
     ],
 )

@@ -21,7 +21,7 @@ from residcheck.backends.base import EndOfPass, Taps
 
 
 class Blockwise(ABC):
-    """What both backends share: running parts of the model.
+    """What all backends share: running parts of the model.
 
     ``stack`` are the modules that the model's forward pass calls one after the other.
     """

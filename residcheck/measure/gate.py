@@ -74,7 +74,7 @@ def _run(
         reason = first_line(error)
         raise LoadError(
             f"{backend.name} cannot run this model: {reason}",
-            "try the other backend (backend=transformers or backend=transformer_lens)",
+            "try another backend (transformers, transformer_lens or nnsight)",
         ) from error
 
 

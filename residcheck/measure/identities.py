@@ -19,7 +19,7 @@ from residcheck.weights.gaussian import normalized
 
 HINT = (
     "nothing was measured: the library's hooks do not mean what they say here; "
-    "try the other backend (backend=transformers or backend=transformer_lens)"
+    "try another backend (transformers, transformer_lens or nnsight)"
 )
 OVERFLOW_HINT = "the weights may be damaged, or overflow in this dtype: try dtype=float32"
 NORMS: tuple[Site, ...] = ("ln1_out", "ln2_out")

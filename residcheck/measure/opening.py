@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from residcheck.backends import Affine, Backend, Site, open_backend
+from residcheck.backends import Affine, Backend, Site, backend_class, open_backend
 from residcheck.corpus import Prompts
 from residcheck.curves import Curve
 from residcheck.errors import LoadError, UnsupportedModelError, first_line
@@ -81,6 +81,7 @@ def open_session(
         names: curves that will be wanted; some are of the weights as they are stored, and
             those of weights need the weights gate beside the identity gate.
     """
+    backend_class(spec.backend)  # a library that is not there is missed before the model is fetched
     return open_loaded(load(spec, progress), prompts, max_tokens, progress, names)
 
 

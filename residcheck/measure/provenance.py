@@ -102,8 +102,9 @@ def _lacks(anatomy: Anatomy, part: Part) -> str:
     return anatomy.missing.get(part, "")
 
 
-def environment(device: str) -> dict[str, str]:
-    """Versions and machine, for the provenance of a run."""
+def environment(backend: Backend, device: str) -> dict[str, str]:
+    """Versions, that of the library which taps the model included, and machine, for the
+    provenance of a run."""
     libraries = {}
     for name in ("residcheck", "torch", "transformers", "transformer-lens", "numpy", "scipy"):
         try:
@@ -114,6 +115,7 @@ def environment(device: str) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **libraries,
+        backend.name: backend.version,
         "platform": f"{platform.system()} {platform.machine()}",
         "accelerator": torch.cuda.get_device_name(device) if on_gpu else "none",
     }

@@ -110,7 +110,7 @@ class Recording:
         curves |= _structure_curves({name: array[done] for name, array in self._kept.items()})
         return Run(
             model=model_info(session.loaded, session.backend, session.missing),
-            environment=environment(session.loaded.spec.device),
+            environment=environment(session.backend, session.loaded.spec.device),
             prompts=session.encoded.select(done).info(),
             curves=curves | experiments,
             complete=complete,

@@ -24,7 +24,7 @@ DTYPES = {
     "f64": "float64",
     "double": "float64",
 }
-BACKENDS = ("transformer_lens", "transformers")
+BACKENDS = ("transformer_lens", "transformers", "nnsight")
 PROCESSING = ("processed", "raw")
 OPTIONS = ("dtype", "device", "backend", "processing", "attention")
 
@@ -43,8 +43,8 @@ class ModelSpec:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         backend: the library that taps the model.
         processing: ``processed`` weights (gains folded, writing weights centred) as
-            TransformerLens makes them, or ``raw`` ones. The ``transformers`` backend
-            runs the plain modules and so is always ``raw``.
+            TransformerLens makes them, or ``raw`` ones. The other backends run the
+            plain modules and so are always ``raw``.
         attention: attention kernel of transformers (``eager``, ``sdpa``,
             ``flash_attention_2``); empty for the backend's default.
     """
@@ -62,12 +62,12 @@ class ModelSpec:
             raise UsageError("the model's name is empty", "try: residcheck models")
         object.__setattr__(self, "dtype", _one_of("dtype", self.dtype, DTYPES))
         _one_of("backend", self.backend, BACKENDS)
-        raw_only = self.backend == "transformers"
+        raw_only = self.backend != "transformer_lens"
         processing = self.processing or ("raw" if raw_only else "processed")
         _one_of("processing", processing, PROCESSING)
         if raw_only and processing != "raw":
             raise UsageError(
-                "the transformers backend runs the plain modules: it has no processed weights",
+                f"the {self.backend} backend runs the plain modules: it has no processed weights",
                 "leave processing out, or use backend=transformer_lens",
             )
         object.__setattr__(self, "processing", processing)

@@ -29,7 +29,9 @@ _EXIT_STATUS = "Exit status: 0 written, 2 wrong usage, 3 could not measure."
               show_default=True, help="HTML file to write.")  # fmt: skip
 @click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps.")
 @click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64.")
-@click.option("--backend", metavar="NAME", help="transformer_lens (default), transformers.")
+@click.option(
+    "--backend", metavar="NAME", help="transformer_lens (default), transformers, nnsight."
+)
 @click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw.")
 def view(
     model: str,

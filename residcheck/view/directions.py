@@ -4,7 +4,7 @@ Directions are taken where the stream is, so gains belong to them: a token's is
 ``gain * W_U[:, token]`` with the gain of the final norm, a head's and a neuron's are
 multiplied by the gain of the norm on what the sublayer writes, where there is one, and a
 head reads through the gain of the norm before it. Where the model has LayerNorm the
-direction is centred as the stream is. Both backends then give the same direction for
+direction is centred as the stream is. All backends then give the same direction for
 ``diff``, ``head`` and ``neuron``.
 """
 

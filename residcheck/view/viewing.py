@@ -163,4 +163,4 @@ def _facts(session: Session, tokens: int) -> tuple[str, ...]:
 def _provenance(session: Session) -> Iterable[tuple[str, str]]:
     yield "weights", session.loaded.weights
     yield "architecture", session.backend.anatomy.model_type
-    yield from sorted(environment(session.loaded.spec.device).items())
+    yield from sorted(environment(session.backend, session.loaded.spec.device).items())

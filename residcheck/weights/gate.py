@@ -32,7 +32,7 @@ from residcheck.tolerances import TOLERANCES, Tolerance
 
 _HINT = (
     "nothing was measured of the weights: the library's matrices are not what it computes "
-    "with here; try the other backend (backend=transformers or backend=transformer_lens)"
+    "with here; try another backend (transformers, transformer_lens or nnsight)"
 )
 _PROMPTS = 8  # of one token each
 _WRITTEN: tuple[Site, Site] = ("attn_out", "mlp_out")
