@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from proof.calibrate import main
 from proof.page import read_section
-from proof.rules_cases import BOUNDARY, CASES, FALSE, TRUE, Case
+from proof.rules_cases import BOUNDARY, CASES, FALSE, TRUE, case_of
 from proof.rules_cells import CLAIMS, Cell, applies, quickly, simulate
 from proof.rules_growth import alike, bent, middles, published
 from proof.rules_run import population_of, run_of
@@ -32,10 +33,6 @@ def rng() -> np.random.Generator:
 def population(drawn: Drawn, name: str) -> Floats:
     """The curve of mean logs of all prompts."""
     return np.asarray(np.log(drawn.population()[name][:, 1:]).mean(axis=(0, 1)))
-
-
-def of(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
 
 
 def test_noise_has_the_size_that_it_says(rng: np.random.Generator) -> None:
@@ -67,7 +64,7 @@ def test_effects_over_all_prompts_are_the_planted_ones(rng: np.random.Generator)
         ("overshadow-not-cancel", cancelled, 0.7, LAYERS),
         ("horizon-small-model", horizons, 0.7, LAYERS),
     ):
-        case = of(name)
+        case = case_of(name)
         drawn = draw(rng, 16, layers, effect)
         curves, rows = population_of(drawn, case.halved)
         values = CLAIMS[case.claim].evaluate(run_of(curves, rows, layers)).estimates
@@ -127,8 +124,14 @@ def test_the_command_writes_its_section_and_repeats_itself(tmp_path: Path) -> No
     assert {row["truth"] for row in files[0]} == {TRUE, FALSE, BOUNDARY}
 
 
+def test_a_cell_comes_back_from_another_process() -> None:
+    for case in CASES:
+        cell = Cell(case, TRUE, 1.0, 16, LAYERS)
+        assert pickle.loads(pickle.dumps(cell)) == cell
+
+
 def test_a_rule_has_the_same_numbers_whatever_else_is_measured() -> None:
-    case = of("bo-negligible")
+    case = case_of("bo-negligible")
     found = []
     with quickly():
         for others in (0, 1):
@@ -148,7 +151,7 @@ def test_an_unknown_rule_is_refused() -> None:
 @pytest.mark.parametrize("name", ["basis-privileged-in-practice", "horizon-confounder"])
 @pytest.mark.parametrize("truth", [TRUE, FALSE, BOUNDARY])
 def test_no_rule_errs_grossly(name: str, truth: str) -> None:
-    case = of(name)
+    case = case_of(name)
     with quickly():
         cell = simulate(Cell(case, truth, case.planted[truth], 16, 12), 60, 0, 0)
     assert truth == TRUE or cell.share(Outcome.SUPPORTED) <= 0.15
@@ -158,7 +161,7 @@ def test_no_rule_errs_grossly(name: str, truth: str) -> None:
 
 
 def test_jagged_straight_lines_are_hardly_ever_called_exponential() -> None:
-    case = of("growth-exponential, linear growth")
+    case = case_of("growth-exponential, linear growth")
     with quickly():
         cell = simulate(Cell(case, FALSE, 2.0, 16, 12), 60, 0, 0)
     assert cell.share(Outcome.SUPPORTED) <= 0.15

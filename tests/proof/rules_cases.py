@@ -53,6 +53,10 @@ class Case:
     slow: bool = False
     unknown: tuple[str, ...] = ()
 
+    def __reduce__(self) -> tuple[Callable[[str], Case], tuple[str]]:
+        """Goes to another process by its name, since functions made by functions cannot."""
+        return case_of, (self.name,)
+
     @property
     def planted(self) -> dict[str, float]:
         """The effects by the truth of the claim."""
@@ -209,3 +213,8 @@ CASES = (
         0.25, 0.0, 0.1, (0.11, 0.12, 0.14, 0.17, 0.2), halved=False,
     ),
 )  # fmt: skip
+
+
+def case_of(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)
