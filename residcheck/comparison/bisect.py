@@ -27,7 +27,7 @@ from residcheck.errors import (
     UsageError,
 )
 from residcheck.files import write_text
-from residcheck.measure import environment
+from residcheck.measure import installed
 from residcheck.models import ModelSpec
 from residcheck.models.cache import home
 from residcheck.models.spec import path_exists
@@ -252,7 +252,7 @@ class Versions:
 
     def _key(self, spec: ModelSpec, version: str) -> str:
         """Of all that a run depends on; libraries that are laid over are not those here."""
-        installed = environment(spec.device) | {self._library: version}
+        there = installed(spec.device) | {self._library: version}
         name = str(Path(spec.name).resolve()) if path_exists(spec.name) else spec.name
         said: dict[str, Any] = {
             "spec": repr(spec),
@@ -261,7 +261,7 @@ class Versions:
             "prompts": self.one.run.prompts.sha256,
             "max_tokens": self.one.run.prompts.max_tokens,
             "batch_size": self.how.batch_size,
-            "environment": installed,
+            "environment": there,
         }
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -15,7 +15,7 @@ from residcheck.measure import (
     DEFAULT_BATCH_SIZE,
     EVERYTHING,
     HorizonOptions,
-    environment,
+    installed_version,
     open_session,
     run_session,
 )
@@ -97,11 +97,10 @@ def spec_of(run: Run) -> ModelSpec:
 def _measured_again(
     run: Run, how: How, dtype: str, names: Iterable[str], progress: Progress
 ) -> Run:
-    now = environment(run.model.device)
-    for library in LIBRARIES:
-        then = run.environment.get(library)
-        if then != now[library]:
-            raise UsageError(f"it was measured with {library} {then}, and {now[library]} is here")
+    for library in dict.fromkeys((*LIBRARIES, run.model.backend)):
+        then, here = run.environment.get(library), installed_version(library)
+        if then != here:
+            raise UsageError(f"it was measured with {library} {then}, and {here} is here")
     return _measure(spec_of(run).with_options(dtype=dtype), how, run, names, progress)
 
 

@@ -26,6 +26,8 @@ from residcheck.measure.opening import open_session as open_session
 from residcheck.measure.probes import centring_probe, padding_probe
 from residcheck.measure.provenance import absent, model_info
 from residcheck.measure.provenance import environment as environment
+from residcheck.measure.provenance import installed as installed
+from residcheck.measure.provenance import installed_version as installed_version
 from residcheck.measure.random_inputs import mlp_experiments
 from residcheck.measure.recording import Recording
 from residcheck.measure.tokens import batches

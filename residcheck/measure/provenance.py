@@ -105,17 +105,24 @@ def _lacks(anatomy: Anatomy, part: Part) -> str:
 def environment(backend: Backend, device: str) -> dict[str, str]:
     """Versions, that of the library which taps the model included, and machine, for the
     provenance of a run."""
-    libraries = {}
-    for name in ("residcheck", "torch", "transformers", "transformer-lens", "numpy", "scipy"):
-        try:
-            libraries[name.replace("-", "_")] = version(name)
-        except PackageNotFoundError:
-            libraries[name.replace("-", "_")] = "not installed"
+    return installed(device) | {backend.name: backend.version}
+
+
+def installed(device: str) -> dict[str, str]:
+    """Versions of what every run goes through, and the machine."""
+    libraries = ("residcheck", "torch", "transformers", "transformer_lens", "numpy", "scipy")
     on_gpu = device.startswith("cuda")
     return {
         "python": platform.python_version(),
-        **libraries,
-        backend.name: backend.version,
+        **{name: installed_version(name) for name in libraries},
         "platform": f"{platform.system()} {platform.machine()}",
         "accelerator": torch.cuda.get_device_name(device) if on_gpu else "none",
     }
+
+
+def installed_version(library: str) -> str:
+    """The version of a library by the name that runs call it by."""
+    try:
+        return version(library.replace("_", "-"))
+    except PackageNotFoundError:
+        return "not installed"
