@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +54,28 @@ class Seen:
     def errors(self) -> Mapping[str, str]:
         return self.facts.get("errors", {}) if self.ok else {"": self.status}
 
+    @property
+    def names(self) -> Iterator[str]:
+        return chain(self.arrays, self.facts.get("aliases", {}))
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two arrays are one, bit for bit."""
+        aliases = self.facts.get("aliases", {})
+        return bool(aliases.get(one, one) == aliases.get(other, other))
+
+    @property
+    def tokens(self) -> Any:
+        """The ids that all witnesses run on, ``[row, position]``."""
+        return witness.tokens().numpy()
+
     def __contains__(self, name: str) -> bool:
         return name in self.arrays or name in self.facts.get("aliases", {})
+
+    def get(self, name: str) -> Any:
+        """An array, or None."""
+        if name not in self:
+            return None
+        return self[name]
 
     def __getitem__(self, name: str) -> Any:
         return self.arrays[self.facts.get("aliases", {}).get(name, name)]
@@ -70,12 +91,12 @@ def key_of(cell: Cell, environment: Environment, model: str) -> str:
 
     own_base = environment.python == sys.executable
     base = [f"{name} {version(name)}" for name in _UNDER] if own_base else OLD_LENS
-    parts = (cell.library, cell.version, model, *base, _hash(witness.__file__))
+    parts = (cell.library, cell.version, model, *base, code_hash(witness.__file__))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 @cache
-def _hash(path: str) -> str:
+def code_hash(path: str) -> str:
     """Of what a program does: comments and line breaks may change."""
     parsed = ast.parse(Path(path).read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(parsed).encode()).hexdigest()

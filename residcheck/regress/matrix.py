@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 from packaging.version import Version
 
-from residcheck import zoo
-from residcheck.errors import UsageError
+from residcheck import tolerances, zoo
+from residcheck.errors import GateError, UsageError
 from residcheck.models.quiet import quiet_libraries
 from residcheck.progress import Progress, silent
-from residcheck.regress import runner
+from residcheck.regress import expected, runner
+from residcheck.regress import judge as judging
 from residcheck.regress.cells import (
     LIBRARIES,
     PACKAGE,
     Cell,
     Library,
     Seen,
+    code_hash,
     folder_digest,
     key_of,
     read,
 )
 from residcheck.regress.environments import (
     LENS,
+    OLD_LENS,
     TRANSFORMERS,
     Environment,
     newest_patches,
     prepare,
     released,
 )
+from residcheck.regress.judge import Judgement, judge
 
 OLD_TRANSFORMERS = ("4.46.3", "4.51.3", "4.57.6")
 LIMIT = 120.0
@@ -89,6 +94,17 @@ class Matrix:
             progress,
         )
 
+    def environment(self, library: Library, wanted: str) -> Environment:
+        return prepare(PACKAGE[library], wanted, self.cache)
+
+    def transformers_of(self, library: Library, wanted: str) -> str:
+        """The version of transformers that a version of a library runs beside."""
+        if library == "transformers":
+            return wanted
+        pinned = next(p for p in OLD_LENS if p.startswith("transformers=="))
+        old = Version(wanted) < Version("3")
+        return pinned.partition("==")[2] if old else version(TRANSFORMERS)
+
     def _place(self, cell: Cell, environment: Environment) -> tuple[Path, Path]:
         folder, digest = self._model(cell.model)
         return folder, self.cache / "cells" / key_of(cell, environment, digest)
@@ -102,8 +118,54 @@ class Matrix:
         return read(self._place(cell, environment)[1])
 
     def reference(self, model: str) -> Seen:
-        """Plain transformers, as installed."""
-        return self.seen(Cell("transformers", version(TRANSFORMERS), model))
+        """Plain transformers, as installed.
+
+        Raises:
+            GateError: it does not pass residcheck's identity gate: there is no judge then.
+        """
+        seen = _reference(self._reference_path(model))
+        said = [*seen.errors.values(), *filter(None, seen.facts.get("gate", {}).values())]
+        if said:
+            raise GateError(f"no reference for {model}: {said[0]}")
+        return seen
+
+    def judged(self, cell: Cell) -> dict[str, list[Judgement]]:
+        """The judgements of a cell by processing; kept beside it as long as the judge stays.
+
+        Raises:
+            GateError: there is no reference for the model.
+        """
+        environment = prepare(PACKAGE[cell.library], cell.version, self.cache)
+        path = self._place(cell, environment)[1]
+        kept = path.with_name(f"{path.name}.judged.json")
+        key = "\n".join((_judge_key(), self._reference_path(cell.model).name))
+        try:
+            document = json.loads(kept.read_text(encoding="utf-8"))
+            if document["key"] == key:
+                return {
+                    p: [Judgement(**one) for one in ones] for p, ones in document["said"].items()
+                }
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        seen, reference = read(path), self.reference(cell.model)
+        processings = ("raw",) if cell.library == "transformers" else ("raw", "processed")
+        found = {p: judge(seen, reference, cell.library, p) for p in processings}
+        listed = {p: [asdict(one) for one in ones] for p, ones in found.items()}
+        kept.write_text(json.dumps({"key": key, "said": listed}), encoding="utf-8")
+        return found
+
+    def _reference_path(self, model: str) -> Path:
+        cell = Cell("transformers", version(TRANSFORMERS), model)
+        return self._place(cell, prepare(TRANSFORMERS, cell.version, self.cache))[1]
+
+
+@lru_cache(maxsize=64)
+def _reference(path: Path) -> Seen:
+    return read(path)
+
+
+def _judge_key() -> str:
+    return " ".join(code_hash(module.__file__) for module in (judging, expected, tolerances))
 
 
 @cache

@@ -13,6 +13,7 @@ from residcheck.zoo.building import config_of as config_of
 from residcheck.zoo.building import new_model as new_model
 from residcheck.zoo.building import randomised as randomised
 from residcheck.zoo.building import tokenizer as tokenizer
+from residcheck.zoo.saving import arguments_of as arguments_of
 from residcheck.zoo.saving import save as save
 from residcheck.zoo.table import FAMILIES as FAMILIES
 from residcheck.zoo.table import MODELS as MODELS

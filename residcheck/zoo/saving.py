@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from residcheck.zoo.building import config_of, new_model, tokenizer
-from residcheck.zoo.table import MODELS
+from residcheck.zoo.building import IDS, config_of, new_model, tokenizer
+from residcheck.zoo.table import FAMILIES, MODELS
 
 _FURTHER = 0.3
 """Rotary bases are so much smaller than the default of their architecture: a library that
@@ -25,14 +25,30 @@ def save(name: str, folder: Path) -> None:
         KeyError: no model of that name.
     """
     family, overrides = MODELS[name]
-    rope = None
-    if "rope_parameters" not in overrides:
-        rope = _far(getattr(config_of(family, **overrides), "rope_parameters", None))
-    model = new_model(family, **overrides, **({"rope_parameters": rope} if rope else {}))
+    model = new_model(family, **overrides, **_further(family, overrides))
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     _rewrite(folder / "config.json", _as_of_old)
     _rewrite(folder / "tokenizer_config.json", lambda _: {"tokenizer_class": _TOKENIZER})
+
+
+def arguments_of(name: str, *, old: bool = False) -> tuple[str, dict[str, Any]]:
+    """The configuration class of a model of the zoo, and what to call it with.
+
+    Args:
+        old: for transformers 4.
+    """
+    family, overrides = MODELS[name]
+    kind, arguments = FAMILIES[family]
+    found = IDS | arguments | overrides | _further(family, overrides)
+    return kind, found | (_as_of_old(found) if old else {})
+
+
+def _further(family: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    if "rope_parameters" in overrides:
+        return {}
+    rope = _far(getattr(config_of(family, **overrides), "rope_parameters", None))
+    return {"rope_parameters": rope} if rope else {}
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -54,7 +70,7 @@ def _as_of_old(config: dict[str, Any]) -> dict[str, Any]:
     old: dict[str, Any] = {}
     if "dtype" in config:
         old["torch_dtype"] = config["dtype"]
-    if config["model_type"] == "gpt2":  # as the hub's own configurations have it
+    if config.get("model_type") == "gpt2":  # as the hub's own configurations have it
         old["n_ctx"] = config["n_positions"]
     rope = config.get("rope_parameters")
     if not rope:
