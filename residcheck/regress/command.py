@@ -7,11 +7,18 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 from residcheck.progress import Progress
+
+if TYPE_CHECKING:
+    from residcheck.regress.cells import Library
+    from residcheck.regress.matrix import Matrix
+    from residcheck.regress.page import Shown
+    from residcheck.regress.table import Table
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -51,7 +58,8 @@ def main(
         prepare(markdown, html)
         with progress_bars() as progress:
             found = _run(only, versions, cache, limit, progress)
-            written = _write(*found, markdown, html, scripts, run_scripts, progress)
+            files = (markdown, html, scripts)
+            written = _write(*found, files, run_scripts, progress)
     except ResidcheckError as error:
         click.echo(f"error: {error.message}", err=True)
         if error.hint:
@@ -63,7 +71,13 @@ def main(
     sys.exit(ExitStatus.REFUTED_OR_DRIFTED if written else ExitStatus.OK)
 
 
-def _run(only, versions, cache, limit, progress):  # type: ignore[no-untyped-def]
+def _run(
+    only: Sequence[str],
+    versions: Sequence[str],
+    cache: Path | None,
+    limit: float,
+    progress: Progress,
+) -> tuple[Matrix, Table, float]:
     from residcheck.models.cache import home
     from residcheck.regress.matrix import Matrix, chosen_models, default_versions
     from residcheck.regress.table import tabulate
@@ -76,7 +90,7 @@ def _run(only, versions, cache, limit, progress):  # type: ignore[no-untyped-def
     return matrix, tabulate(matrix, progress), seconds
 
 
-def parse_versions(given: Sequence[str]) -> dict[str, list[str]]:
+def parse_versions(given: Sequence[str]) -> dict[Library, list[str]]:
     """``bridge=4.2.0,4.3.0`` as a mapping.
 
     Raises:
@@ -86,10 +100,11 @@ def parse_versions(given: Sequence[str]) -> dict[str, list[str]]:
 
     from residcheck.regress.cells import LIBRARIES
 
-    found: dict[str, list[str]] = {}
+    found: dict[Library, list[str]] = {}
     for text in given:
-        library, _, listed = text.partition("=")
-        if library not in LIBRARIES or not listed:
+        name, _, listed = text.partition("=")
+        library = next((known for known in LIBRARIES if known == name), None)
+        if library is None or not listed:
             raise UsageError(
                 f"--versions {text!r} is not LIBRARY=VERSION,...",
                 f"libraries: {', '.join(LIBRARIES)}",
@@ -101,9 +116,16 @@ def parse_versions(given: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _write(  # type: ignore[no-untyped-def]
-    matrix, table, seconds, markdown, html, scripts, run_scripts, progress: Progress
+def _write(
+    matrix: Matrix,
+    table: Table,
+    seconds: float,
+    files: tuple[Path | None, Path | None, Path | None],
+    run_scripts: bool,
+    progress: Progress,
 ) -> int:
+    """Write what was asked for; returns the number of findings in the newest versions."""
+    markdown, html, scripts = files
     from residcheck.output import write_text
     from residcheck.regress.page import render_html, render_markdown
 
@@ -124,12 +146,13 @@ def _write(  # type: ignore[no-untyped-def]
     return sum(one.finding.newest for one in shown)
 
 
-def reproduced(matrix, table, run_scripts: bool, progress: Progress):  # type: ignore[no-untyped-def]
+def reproduced(matrix: Matrix, table: Table, run_scripts: bool, progress: Progress) -> list[Shown]:
     """Findings with their causes and scripts; those of the newest versions are run."""
     from residcheck.regress.page import UNTRACED, Shown, causes
     from residcheck.regress.reproduce import can_write, script, show
 
-    known, shown = causes(), []
+    known = causes()
+    shown: list[Shown] = []
     for done, finding in enumerate(table.findings):
         progress("reproductions", done, len(table.findings))
         cause = known.get(finding.key, UNTRACED)
@@ -143,7 +166,7 @@ def reproduced(matrix, table, run_scripts: bool, progress: Progress):  # type: i
     return shown
 
 
-def _summary(table, seconds: float) -> None:  # type: ignore[no-untyped-def]
+def _summary(table: Table, seconds: float) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -155,7 +178,5 @@ def _summary(table, seconds: float) -> None:  # type: ignore[no-untyped-def]
     newest = [finding for finding in table.findings if finding.newest]
     console.print(f"{len(table.findings)} findings, {len(newest)} of them in the newest versions:")
     for finding in newest:
-        said = cells_of(finding)
-        console.print(
-            escape(f"  {NAMES[finding.library]} {finding.span.last}: {said[1]}, {said[5]}")
-        )
+        library, quantity, *_, models, _ = cells_of(finding)
+        console.print(escape(f"  {library} {finding.span.last}: {quantity}, {models}"))

@@ -143,6 +143,7 @@ def accepted_weights(
 
 
 def _zeros(name: str, matrix: Any, expected: Expected) -> Any:
+    shape: tuple[int, ...]
     shape = (expected.anatomy["d_model"],) if name in ("b_O", "b_out") else (matrix.shape[-1],)
     if name[2:] in ("Q", "K", "V"):
         shape = (matrix.shape[0], matrix.shape[-1])

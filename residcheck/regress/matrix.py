@@ -82,7 +82,7 @@ class Matrix:
             reverse=True,
         )
         order = [("transformers", version(TRANSFORMERS)), *pairs]
-        return [Cell(lib, v, m) for lib, v in dict.fromkeys(order) for m in self.models]  # type: ignore[arg-type]
+        return [Cell(lib, v, m) for lib, v in dict.fromkeys(order) for m in self.models]
 
     def run(self, limit: float = LIMIT, progress: Progress = silent) -> None:
         (self.cache / "cells").mkdir(parents=True, exist_ok=True)

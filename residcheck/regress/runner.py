@@ -61,7 +61,10 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._log.close()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            assert stream is not None
+            with suppress(BrokenPipeError):  # a job that nobody reads any more
+                stream.close()
 
 
 def run(

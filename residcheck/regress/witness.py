@@ -185,7 +185,7 @@ def hooked(folder: str, dtype: str) -> Iterator[tuple[str, Any]]:
 
 def rope_of(config: Any) -> dict[str, Any]:
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return rope.get("full_attention", rope) | (
+    return rope.get("full_attention", rope) | (  # type: ignore[no-any-return]
         {"rope_local": rope["sliding_attention"]["rope_theta"]} if "full_attention" in rope else {}
     )
 
@@ -250,11 +250,11 @@ class Plain:
             (layer, site): tap_of(f"blocks.{layer}.{name}")
             for layer in range(self.layers)
             for site, name in PLAIN_SITES.items()
-            if hooked and anatomy.has(site)
+            if hooked and anatomy.has(site)  # type: ignore[arg-type]
         }
         with positions(self.model, mask):
             ones = torch.ones_like(ids) if mask is None else mask
-            return self.backend.forward(ids, ones, taps, logits=True), seen
+            return self.backend.forward(ids, ones, taps, logits=True), seen  # type: ignore[arg-type]
 
     def weights(self) -> Arrays:
         found: Arrays = {}
@@ -265,8 +265,8 @@ class Plain:
                     if torch.is_tensor(value):
                         found[f"blocks.{layer}.{part}.{name}"] = value
             for number, site in ((1, "ln1_out"), (2, "ln2_out")):
-                if self.backend.anatomy.has(site):
-                    affine = self.backend.affine(layer, site)
+                if self.backend.anatomy.has(site):  # type: ignore[arg-type]
+                    affine = self.backend.affine(layer, site)  # type: ignore[arg-type]
                     found[f"blocks.{layer}.ln{number}.w"] = affine.gain
                     found[f"blocks.{layer}.ln{number}.b"] = affine.bias
         found["W_E"] = self.backend.embedding()
@@ -338,7 +338,7 @@ class positions:  # noqa: N801
 
     def __exit__(self, *error: Any) -> None:
         if self.handle is not None:
-            self.handle.remove()
+            self.handle.remove()  # type: ignore[unreachable]
 
 
 def plain(folder: str, dtype: str) -> Iterator[tuple[str, Any]]:
@@ -373,7 +373,7 @@ class Record:
         self._known: dict[str, str] = {}
 
     def put(self, name: str, tensor: Any) -> None:
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        array = np.array(tensor.detach().cpu().numpy(), order="C")  # libraries write in place
         key = f"{array.dtype}{array.shape}" + hashlib.sha256(array.tobytes()).hexdigest()
         if key in self._known:
             self.aliases[name] = self._known[key]
