@@ -34,7 +34,14 @@ class Convention:
     verdict: str = ""
 
 
-CONVENTIONS: tuple[Convention, ...] = ()
+CONVENTIONS: tuple[Convention, ...] = (
+    Convention(
+        "bridge",
+        "centred writes",
+        "the adapter says so (supports_center_writing_weights is false): gains are stored less 1",
+        models=("nemotron",),
+    ),
+)
 
 
 def is_refusal(note: str) -> bool:

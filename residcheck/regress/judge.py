@@ -27,6 +27,7 @@ from residcheck.tolerances import Tolerance, tolerance
 Verdict = Literal["same", "noise", "different", "missing", "cannot load"]
 SIDES = {"left": "left padding", "right": "right padding", "alone": "batch of one"}
 TWICE, CACHE, STACKED, LOSS = "processed twice", "run_with_cache", "stacked weights", "loss"
+CENTRED = "centred writes"
 LOGITS = "log-probabilities"
 _FAR = float("inf")
 
@@ -78,6 +79,8 @@ def judge(seen: Seen, reference: Seen, library: Library, processing: str) -> lis
         found += _same_elsewhere(seen, processing)
         if processing == "processed":
             found.append(_twice(seen))
+            if expected.centring:
+                found.append(_centred(seen, expected))
     found += _weights(seen, expected, library, processing)
     return [one for one in found if one.note != "not there"]
 
@@ -290,6 +293,21 @@ def _twice(seen: Seen) -> Judgement:
     if np.isnan(size):
         return Judgement(TWICE, "same", note="not there")
     return Judgement(TWICE, decide(size, double, _logit), size, double)
+
+
+def _centred(seen: Seen, expected: Expected) -> Judgement:
+    """Processing takes the mean out of what is written to a stream that LayerNorm reads."""
+    worst = Judgement(CENTRED, "same", 0.0)
+    for layer in range(expected.n_layers):
+        for site in ("hook_attn_out", "hook_mlp_out"):
+            x = seen.get(f"float32/processed/blocks.{layer}.{site}")
+            if x is None:
+                continue
+            rest = x - x.mean(axis=-1, keepdims=True)
+            size = vectors_apart(x, rest)
+            if not size <= max(worst.size, tolerance("float32").token):
+                worst = Judgement(CENTRED, "different", size, layer=layer, note=site)
+    return worst
 
 
 def _weights(

@@ -106,10 +106,11 @@ class Matrix:
         return pinned.partition("==")[2] if old else version(TRANSFORMERS)
 
     def _place(self, cell: Cell, environment: Environment) -> tuple[Path, Path]:
-        folder, digest = self._model(cell.model)
+        folder, digest = self.model(cell.model)
         return folder, self.cache / "cells" / key_of(cell, environment, digest)
 
-    def _model(self, name: str) -> tuple[Path, str]:
+    def model(self, name: str) -> tuple[Path, str]:
+        """Folder and digest of a model of the zoo, made where it is not there yet."""
         return _saved(name, self.cache / "zoo")
 
     def seen(self, cell: Cell) -> Seen:

@@ -28,10 +28,16 @@ WITNESS = Path(witness.__file__)
 class Server:
     """The witness of one environment: a process that answers job after job."""
 
-    def __init__(self, environment: Environment, log: Path, script: Path = WITNESS) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        log: Path,
+        script: Path = WITNESS,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self._log = log.open("a", encoding="utf-8")
         self._process = subprocess.Popen(
-            [environment.python, "-P", str(script)],  # this folder is no import path
+            [environment.python, "-P", str(script), *arguments],  # this folder is no import path
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
