@@ -109,3 +109,13 @@ def test_the_table_shows_the_worst_finding_then_noise_then_what_is_same() -> Non
     assert shown(cell, {"raw": [GOOD, noise], "processed": [BAD]}) is BAD
     assert shown(cell, {"raw": [GOOD, noise]}) is noise
     assert shown(cell, {"raw": [GOOD]}) is GOOD
+
+
+def test_a_model_that_a_neighbour_cannot_load_joins_those_it_can() -> None:
+    crash = Judgement("load", "cannot load", note="NotImplementedError: not yet")
+    rows = {"a": [BAD, BAD, BAD, GOOD], "late": [crash, crash, BAD, GOOD]}
+    rows |= {"gone": [BAD, BAD, crash, crash], "new": [GOOD, GOOD, BAD, GOOD]}
+    assert sorted(spans(rows)) == [
+        ("3.9.0", "4.0.0", "", "4.1.0", "a", "gone", "late"),
+        ("4.0.0", "4.0.0", "3.10.0", "4.1.0", "new"),
+    ]

@@ -13,6 +13,7 @@ from residcheck.regress.judge import Judgement
 REFUSALS = (
     "NotImplementedError",
     "not currently supported",
+    "Could not determine supported architecture",
     "Unsupported architecture",
     "does not recognize this architecture",
     "not supported",

@@ -125,6 +125,10 @@ def _into(python: str, folder: Path, requirement: str) -> None:
     _pip(python, "install", "--quiet", "--no-deps", "--target", str(folder), requirement)
 
 
+_WITH_TORCH = ("torch", "torchvision", "torchaudio")
+"""Compiled against one version of torch: another one of these breaks what is there."""
+
+
 def _unmet(folder: Path) -> list[str]:
     """What the packages in an overlay need and do not find in the running environment."""
     there = {canonicalize_name(d.name): d.version for d in reversed(list(distributions()))}
@@ -133,7 +137,7 @@ def _unmet(folder: Path) -> list[str]:
         line for d in Distribution.discover(path=[str(folder)]) for line in d.requires or ()
     ]:
         need = Requirement(line)
-        if need.name == "torch" or (need.marker and not need.marker.evaluate({"extra": ""})):
+        if need.name in _WITH_TORCH or (need.marker and not need.marker.evaluate({"extra": ""})):
             continue
         have = there.get(canonicalize_name(need.name))
         if have is None or not need.specifier.contains(have, prereleases=True):

@@ -105,15 +105,15 @@ def findings(judged: Judged, versions: Mapping[Library, Sequence[str]]) -> list[
     Args:
         versions: of each library, oldest first.
     """
-    groups: dict[tuple[Library, str, str, Span], list[tuple[str, str, Judgement]]] = {}
+    members: dict[tuple[Library, str, str], list[Member]] = {}
     for (library, model, processing, quantity, kind), states in _histories(judged).items():
         for span, worst in _spans(versions[library], states):
-            groups.setdefault((library, quantity, kind, span), []).append(
-                (model, processing, worst)
-            )
+            member = (span, model, processing, worst)
+            members.setdefault((library, quantity, kind), []).append(member)
     found = [
-        _finding(library, quantity, kind, span, members, versions)
-        for (library, quantity, kind, span), members in groups.items()
+        _finding(library, quantity, kind, span, group, versions)
+        for (library, quantity, kind), everyone in members.items()
+        for span, group in _merged(everyone, list(versions[library]))
     ]
     order = {library: list(names) for library, names in versions.items()}
     return sorted(
@@ -122,22 +122,68 @@ def findings(judged: Judged, versions: Mapping[Library, Sequence[str]]) -> list[
     )
 
 
+def _merged(members: Sequence[Member], versions: list[str]) -> list[tuple[Span, list[Member]]]:
+    """Members with one span, and those whose span may be that one.
+
+    A model that no neighbouring version loads says nothing about when the fault came or went.
+    """
+
+    def known(member: Member) -> int:
+        return bool(member[0].before) + bool(member[0].after)
+
+    def length(member: Member) -> int:
+        return versions.index(member[0].last) - versions.index(member[0].first)
+
+    groups: list[list[Member]] = []
+    for member in sorted(members, key=lambda m: (-known(m), -length(m), m[1], m[2])):
+        homes = [g for g in groups if _within(member[0], _union(g, versions), versions)]
+        home = max(homes, key=lambda g: length((_union(g, versions), *g[0][1:])), default=None)
+        if home is None:
+            groups.append([member])
+        else:
+            home.append(member)
+    return [(_union(group, versions), group) for group in groups]
+
+
+def _within(span: Span, other: Span, versions: list[str]) -> bool:
+    place = versions.index
+    if span.before or place(span.first) < place(other.first):
+        starts = span.first == other.first
+    else:
+        starts = place(span.first) <= place(other.last)
+    if span.after or span.last == versions[-1] or place(span.last) > place(other.last):
+        return starts and span.last == other.last
+    return starts and place(span.last) >= place(other.first)
+
+
+def _union(group: Sequence[Member], versions: list[str]) -> Span:
+    """From the first to the last bad version, and the nearest good ones."""
+    spans = [member[0] for member in group]
+    place = versions.index
+    return Span(
+        min((span.first for span in spans), key=place),
+        max((span.last for span in spans), key=place),
+        max((span.before for span in spans if span.before), key=place, default=""),
+        min((span.after for span in spans if span.after), key=place, default=""),
+    )
+
+
 def _finding(
     library: Library,
     quantity: str,
     kind: str,
     span: Span,
-    members: Sequence[tuple[str, str, Judgement]],
+    members: Sequence[Member],
     versions: Mapping[Library, Sequence[str]],
 ) -> Finding:
-    model, _, worst = max(members, key=lambda m: (_size(m[2]), m[0]))
+    _, model, _, worst = max(members, key=lambda m: (_size(m[3]), m[1]))
     return Finding(
         library,
         quantity,
         kind,
         span,
-        tuple(sorted({name for name, _, _ in members})),
-        tuple(sorted({processing for _, processing, _ in members}, reverse=True)),
+        tuple(sorted({name for _, name, _, _ in members})),
+        tuple(sorted({processing for _, _, processing, _ in members}, reverse=True)),
         worst,
         model,
         span.last == versions[library][-1],
@@ -148,6 +194,8 @@ def _size(one: Judgement) -> float:
     return one.size if one.size == one.size else 0.0
 
 
+Member = tuple[Span, str, str, Judgement]
+"""A span, the model and processing that it was seen in, and the worst of it."""
 History = tuple[Library, str, str, str, str]
 _States = dict[str, Judgement | None]
 

@@ -56,6 +56,7 @@ def _flip(bridge: Any) -> None:
 
 
 def _epsilon(bridge: Any) -> None:
+    bridge.cfg.eps = 1e-6
     for module in bridge.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-6
