@@ -136,13 +136,26 @@ def _merged(members: Sequence[Member], versions: list[str]) -> list[tuple[Span, 
 
     groups: list[list[Member]] = []
     for member in sorted(members, key=lambda m: (-known(m), -length(m), m[1], m[2])):
-        homes = [g for g in groups if _within(member[0], _union(g, versions), versions)]
-        home = max(homes, key=lambda g: length((_union(g, versions), *g[0][1:])), default=None)
+        home = _home(member, groups, versions)
         if home is None:
             groups.append([member])
         else:
             home.append(member)
     return [(_union(group, versions), group) for group in groups]
+
+
+def _home(
+    member: Member, groups: Sequence[list[Member]], versions: list[str]
+) -> list[Member] | None:
+    """The group whose span a member's may be: that ends nearest, and then the longest."""
+    place = versions.index
+
+    def nearness(group: list[Member]) -> tuple[int, int]:
+        span = _union(group, versions)
+        return -abs(place(span.last) - place(member[0].last)), place(span.last) - place(span.first)
+
+    fitting = [g for g in groups if _within(member[0], _union(g, versions), versions)]
+    return max(fitting, key=nearness, default=None)
 
 
 def _within(span: Span, other: Span, versions: list[str]) -> bool:
@@ -151,7 +164,11 @@ def _within(span: Span, other: Span, versions: list[str]) -> bool:
         starts = span.first == other.first
     else:
         starts = place(span.first) <= place(other.last)
-    if span.after or span.last == versions[-1] or place(span.last) > place(other.last):
+    closed = span.after or versions[-1] in (
+        span.last,
+        other.last,
+    )  # of the newest, only what is seen
+    if closed or place(span.last) > place(other.last):
         return starts and span.last == other.last
     return starts and place(span.last) >= place(other.first)
 

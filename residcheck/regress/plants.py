@@ -104,7 +104,7 @@ def main() -> None:
         runpy.run_module("transformer_lens.benchmarks.main_benchmark", run_name="__main__")
         return
     sys.path.insert(0, str(Path(__file__).parent))
-    import witness
+    import witness  # type: ignore[import-not-found]
 
     weights = witness.Lens.weights
     witness.Lens.weights = lambda self: weights(self) | {"text": self.model.to_tokens(TEXT)}
