@@ -96,3 +96,13 @@ def calibrate(session: nox.Session) -> None:
     install(session)
     command = ("python", "tests/proof/calibrate.py")
     session.run(*command, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def regress(session: nox.Session) -> None:
+    """Models of the zoo through every version of the libraries: claims/REGRESS.md."""
+    install(session)
+    # A part of the matrix (`-- --only gpt2`) does not replace the page of the whole.
+    pages = () if session.posargs else ("--markdown", "claims/REGRESS.md", "--html", "regress.html")
+    command = ("python", "-m", "residcheck.regress")
+    session.run(*command, *pages, *session.posargs, success_codes=[0, 1])

@@ -66,6 +66,7 @@ PUBLISHED = {
     "stablelm_parallel": Built(LAYERNORM, True, True, 96, ONE_NORM),
     "olmo": Built(LAYERNORM, False, True, 96, set()),
     "olmo2": Built("none", False, True, 96, NO_PRE_NORM),
+    "olmo3": Built("none", False, True, 96, NO_PRE_NORM),
     "granite": Built(RMSNORM, False, True, 96, set()),
     "cohere": Built(LAYERNORM, True, True, 96, ONE_NORM),
     "gpt_oss": Built(RMSNORM, False, False, None, EXPERTS),

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from tiny import FAMILIES, build
+from tiny import build
 from torch import Tensor
 
 from residcheck.backends import SITES, Backend, open_backend
@@ -38,6 +38,7 @@ from residcheck.snapshot import compare_documents, curve_document
 from residcheck.stats import Outcome
 from residcheck.tolerances import tolerance
 from residcheck.weights import gate as weights_gate
+from residcheck.zoo import SETTINGS as SETTINGS
 
 BACKENDS = ("transformers", "transformer_lens")
 NAMES = [name for name in EVERYTHING if name not in HORIZON or name == "loss"]
@@ -50,41 +51,6 @@ PADDING = 4
 ROUNDING = tolerance("float32")
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="residcheck-")
-_WINDOW = {"sliding_window": 8}
-_FAR = {"rope_type": "default", "rope_theta": 100_000.0}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-# name: the family it is of, and what is set otherwise there.
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
-    "gpt_neo": ("gpt_neo", {"window_size": 8}),
-    "falcon_biased": ("falcon", {"bias": True, "multi_query": False}),
-    "falcon_alibi": ("falcon", {"alibi": True}),
-    "llama": ("llama", {"rope_parameters": _FAR}),
-    "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama_long": ("llama", {"rope_parameters": _LLAMA3}),
-    "mistral": ("mistral", _WINDOW),
-    "qwen2": ("qwen2", _WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
-    "gemma2": (
-        "gemma2",
-        _WINDOW | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
-    ),
-    "gemma3": ("gemma3", _WINDOW | {"final_logit_softcapping": 5.0}),
-    "phi_normed": ("phi", {"qk_layernorm": True}),
-    "phi3": ("phi3", _WINDOW),
-    "stablelm": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
-    "granite": ("granite", {"attention_multiplier": 0.2, "logits_scaling": 2.0}),
-    "cohere_normed": ("cohere", {"use_qk_norm": True}),
-    "gpt_oss": ("gpt_oss", _WINDOW),
-    "starcoder2": ("starcoder2", _WINDOW),
-    "qwen3_moe_dense_first": ("qwen3_moe_dense_first", {"num_experts_per_tok": 2}),
-}
 
 
 @cache
@@ -325,7 +291,7 @@ def agreeing(model: str) -> tuple[str, ...]:
 def _worst(then: Documents, now: Documents, axes: tuple[str, ...] = ()) -> tuple[str, float]:
     """The curve that moved most, with its part, and by how much of its bound."""
     worst, signal = "", 0.0
-    for name in then.keys() & now.keys():
+    for name in sorted(then.keys() & now.keys()):  # ties go the same way every time
         if set(axes) & set(then[name]["curve"]["dims"]):
             continue
         compared = compare_documents(then[name], now[name])

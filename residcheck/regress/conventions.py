@@ -1,0 +1,60 @@
+"""Differences that are no faults: what libraries chose, and what they say they do not support.
+
+Each was looked up in the library's source before it was put here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from residcheck.regress.cells import Cell
+from residcheck.regress.judge import Judgement
+
+REFUSALS = (
+    "NotImplementedError",
+    "not currently supported",
+    "Could not determine supported architecture",
+    "Unsupported architecture",
+    "does not recognize this architecture",
+    "not supported",
+    "Forward would skip the norm",
+    "cannot import: AttributeError",
+)
+"""What an error says where a library knows that it has no support."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A choice of a library; empty fields stand for all."""
+
+    library: str
+    quantity: str
+    reason: str
+    processing: str = ""
+    models: tuple[str, ...] = ()
+    verdict: str = ""
+
+
+CONVENTIONS: tuple[Convention, ...] = (
+    Convention(
+        "bridge",
+        "centred writes",
+        "the adapter says so (supports_center_writing_weights is false): gains are stored less 1",
+        models=("nemotron",),
+    ),
+)
+
+
+def is_refusal(note: str) -> bool:
+    return any(said in note for said in REFUSALS)
+
+
+def is_convention(cell: Cell, processing: str, one: Judgement) -> bool:
+    return any(
+        rule.library == cell.library
+        and rule.quantity == one.quantity
+        and rule.processing in ("", processing)
+        and (not rule.models or cell.model in rule.models)
+        and rule.verdict in ("", one.verdict)
+        for rule in CONVENTIONS
+    )
