@@ -126,7 +126,7 @@ def _write(
 ) -> int:
     """Write what was asked for; returns the number of findings in the newest versions."""
     markdown, html, scripts = files
-    from residcheck.output import write_text
+    from residcheck.files import write_text
     from residcheck.regress.page import render_html, render_markdown
 
     shown = reproduced(matrix, table, run_scripts, progress)
