@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from residcheck import zoo
+from residcheck.curves import Run
+from residcheck.names import OF_PROCESSING
 from residcheck.zoo import BOS as BOS
 from residcheck.zoo import EOS as EOS
 from residcheck.zoo import FAMILIES as FAMILIES
@@ -121,6 +123,11 @@ _GGUF_NAMES = {
     **{f"{x}_proj": f"attn_{x}" for x in "qkv"},
     **{f"{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
 }
+
+
+def architectural(run: Run) -> dict[str, str]:
+    """What a run lacks since the model has it not, whatever the library does to weights."""
+    return {name: why for name, why in run.model.missing.items() if name not in OF_PROCESSING}
 
 
 class Layer(NamedTuple):
