@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
+from residcheck.errors import GateError
 from residcheck.regress.cells import Cell
 from residcheck.regress.findings import findings
 from residcheck.regress.judge import Judgement
 from residcheck.regress.page import Shown, render_html, render_markdown
 from residcheck.regress.reproduce import script
-from residcheck.regress.table import Table
+from residcheck.regress.table import Table, tabulate
 
 EVIL = "KeyError: <script>alert(1)</script> | a_b `c` (x.py:1)"
 CRASH = Judgement("load", "cannot load", note=EVIL)
@@ -70,3 +72,25 @@ def test_scripts_use_the_library_only_and_compile() -> None:
     assert "float64" in by_quantity["left padding"]
     assert "'blocks.1.hook_attn_out'" in by_quantity["hook_attn_out"]
     assert "rope_theta=3000.0" not in by_quantity["hook_attn_out"]  # GPT-2 has none
+
+
+class OneVersion:
+    """A matrix of one version of one library: the reference is run, and was not asked for."""
+
+    versions: ClassVar = {"bridge": ["4.1.0"]}
+    models = ("gpt2", "odd")
+    cells: ClassVar = [Cell("transformers", "5.0.0", "gpt2"), Cell("bridge", "4.1.0", "gpt2")]
+
+    def reference(self, model: str) -> None:
+        if model == "odd":
+            raise GateError("no reference")
+
+    def judged(self, cell: Cell) -> dict[str, list[Judgement]]:
+        return {"raw": [LIE if cell.library == "bridge" else PADDED]}
+
+
+def test_only_what_was_asked_for_is_in_the_table() -> None:
+    table = tabulate(OneVersion())  # type: ignore[arg-type]
+    assert list(table.cells) == [Cell("bridge", "4.1.0", "gpt2")]
+    assert [found.quantity for found in table.findings] == ["hook_attn_out"]
+    assert table.unjudged == {"odd": "no reference"}

@@ -176,7 +176,7 @@ def _summary(table: Table, seconds: float) -> None:
     counts = ", ".join(f"{n} {name}" for name, n in table.counts().items())
     console.print(f"{len(table.cells)} cells in {seconds:,.0f} s: {counts}")
     newest = [finding for finding in table.findings if finding.newest]
-    console.print(f"{len(table.findings)} findings, {len(newest)} of them in the newest versions:")
+    console.print(f"{len(table.findings)} findings, {len(newest)} of them in the newest versions")
     for finding in newest:
         library, quantity, *_, models, _ = cells_of(finding)
         console.print(escape(f"  {library} {finding.span.last}: {quantity}, {models}"))

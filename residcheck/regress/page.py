@@ -62,7 +62,7 @@ def _introduction(table: Table, versions: Mapping[str, str], seconds: float) -> 
     counts = ", ".join(f"{n} {name}" for name, n in table.counts().items())
     under = ", ".join(f"{name} {version}" for name, version in versions.items())
     said = (
-        f"Written by `nox -s regress` on {_today()}. {len(table.cells)} cells of "
+        f"Written by `residcheck.regress` on {_today()}. {len(table.cells)} cells of "
         f"{len(table.models)} models ({counts}), each in float32 and float64, "
         f"{table.judged} with weight processing counted apart; {seconds:,.0f} s for what "
         f"was not in the cache, findings: {len(table.findings)}. The judge is plain "

@@ -60,7 +60,13 @@ def tabulate(matrix: Matrix, progress: Progress = silent) -> Table:
             matrix.reference(model)
         except ResidcheckError as error:
             unjudged[model] = error.message
-    cells = [cell for cell in matrix.cells if cell.model not in unjudged]
+    cells = [
+        cell
+        for cell in matrix.cells
+        if cell.model not in unjudged
+        # The reference is among the cells whether or not it was asked for.
+        and cell.version in matrix.versions.get(cell.library, ())
+    ]
     for done, cell in enumerate(cells):
         progress("judging", done, len(cells))
         judged[cell] = matrix.judged(cell)
