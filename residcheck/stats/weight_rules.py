@@ -112,8 +112,15 @@ def precision_of(draws: Floats) -> str:
 
 def random_mlp(draws: Floats, log_mlp: Floats, phase: Phase) -> Decision:
     """Do the MLPs' outputs on Gaussian inputs grow as their real ones do, and are larger?"""
-    random = _alike(draws.mean(axis=0), log_mlp)
-    rate = same_rate("log rate on random inputs minus mlp_out's", random, log_mlp, phase)
+    random, real = (slopes(x[:, phase.window], phase.layers) for x in (draws, log_mlp))
+    margin = rate_margin(real)
+    rate = estimate(
+        "log rate on random inputs minus mlp_out's",
+        float(random.mean() - real.mean()),
+        resampled(random, seed=1) - resampled(real),
+        len(log_mlp),
+        Region(-margin, margin),
+    )
     ratio = larger_than_real("ratio to mlp_out", draws, log_mlp, phase)
     return decide(rate, ratio, note=precision_of(draws))
 

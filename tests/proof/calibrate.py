@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from residcheck.stats import Outcome
 
-REPETITIONS = 120
+REPETITIONS = 100
 SLOWER = 3
 FOUND = 0.8
 

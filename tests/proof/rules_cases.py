@@ -64,7 +64,8 @@ class Case:
         return {truth: value for truth, value in effects.items() if value is not None}
 
 
-UNKNOWN = ("effective horizon",)
+UNKNOWN = ("effective horizon", "share of pairs of horizons that fall")
+"""Of single prompts, whose curves are rougher than that of all."""
 MARGINS = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15, 0.0)
 OFF = "rate off by margins"
 STEPS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.12)

@@ -49,7 +49,8 @@ def population_of(drawn: Drawn, halved: bool) -> tuple[Rows, int]:
     """
     population = drawn.population()
     rows = max(len(v) for k, v in population.items() if dims_of(k)[0] == "prompt")
-    rows = max(rows, 16)
+    choosers = max((len(drawn.sample[k][::2]) for k in population if k in drawn.sample), default=0)
+    rows = max(rows, choosers, 16)  # all that choose, or they would choose another window
     found: Rows = {}
     for name, values in population.items():
         if dims_of(name)[0] != "prompt":
