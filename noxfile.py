@@ -22,7 +22,7 @@ def install(session: nox.Session, extra: str = "test") -> None:
 def tests(session: nox.Session) -> None:
     """The tests of residcheck itself, and the claims on the default model."""
     install(session)
-    session.run("pytest", "tests", "claims", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadgroup", "tests", "claims", *session.posargs)
 
 
 @nox.session

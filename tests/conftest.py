@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tiny import Tiny
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, threads would fight over them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
