@@ -67,7 +67,7 @@ def available(package: str) -> list[str]:
     Raises:
         LoadError: the index has no such package, or cannot be reached.
     """
-    said = _pip("index", "versions", package)
+    said = pip("index", "versions", package)
     _, _, listed = said.partition("Available versions:")
     return [version.strip() for version in listed.partition("\n")[0].split(",") if version.strip()]
 
@@ -87,7 +87,7 @@ def run_residcheck(folder: Path, arguments: Sequence[str]) -> subprocess.Complet
 
 
 def _install(folder: Path, requirements: Sequence[str]) -> None:
-    _pip("install", "--no-deps", "--target", str(folder), *requirements)
+    pip("install", "--no-deps", "--target", str(folder), *requirements)
 
 
 def _lacking(folder: Path) -> list[str]:
@@ -103,9 +103,14 @@ def _lacking(folder: Path) -> list[str]:
     )
 
 
-def _pip(command: str, *arguments: str) -> str:
+def pip(command: str, *arguments: str, python: str = sys.executable) -> str:
+    """What a command of pip prints, of this Python or another one.
+
+    Raises:
+        LoadError: it fails; with pip's reason.
+    """
     said = subprocess.run(
-        [sys.executable, "-m", "pip", command, *_QUIET, *arguments],
+        [python, "-m", "pip", command, *_QUIET, *arguments],
         capture_output=True,
         text=True,
         check=False,

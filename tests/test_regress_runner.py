@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from residcheck.errors import RunFileError, UsageError
+from residcheck.progress import Progress
 from residcheck.regress import witness
 from residcheck.regress.cells import Cell, finished, read
 from residcheck.regress.command import parse_versions
@@ -88,6 +89,32 @@ def test_what_is_finished_is_kept_and_what_crashed_is_tried_again(script: Path) 
     script.write_text(FAKE.replace("os._exit(7)", "pass"))
     assert go(cells("good", "dies"), script) == {"good": "ok", "dies": "ok"}
     assert (script.parent / "bridge-good.json").stat().st_mtime_ns == kept
+
+
+def test_versions_run_side_by_side_and_an_interrupted_run_goes_on(script: Path) -> None:
+    folder = script.parent
+    wanted = [Cell("bridge", str(n), model) for n in range(4) for model in ("good", "raises")]
+    wanted.append(Cell("bridge", "9", "hangs"))
+
+    def out(cell: Cell, environment: Environment) -> tuple[Path, Path]:
+        return folder / cell.model, folder / f"{cell.version}-{cell.model}"
+
+    def interrupt(task: str, done: float, total: float | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    def attempt(progress: Progress) -> None:
+        prepare = ENVIRONMENT
+        run(wanted, lambda package, version: prepare, out, 3, progress, script, jobs=3)
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(interrupt)
+    kept = [cell for cell in wanted if finished(out(cell, ENVIRONMENT)[1])]
+    assert 3 <= len(kept) < len(wanted)
+    assert not list(folder.glob("9-hangs.json"))  # given up, not failed
+    attempt(lambda task, done, total: None)
+    statuses = [read(out(cell, ENVIRONMENT)[1]).status for cell in wanted]
+    assert statuses == ["ok"] * 8 + ["timeout: killed after 3 s"]
 
 
 def test_a_library_that_does_not_import_says_so(script: Path) -> None:

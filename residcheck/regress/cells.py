@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from residcheck.errors import RunFileError
+from residcheck.files import write_text
 from residcheck.models.cache import sha256
 from residcheck.regress import witness
 from residcheck.regress.environments import LENS, OLD_LENS, TRANSFORMERS, Environment
@@ -140,6 +141,4 @@ def finished(path: Path) -> bool:
 
 
 def write_failure(path: Path, status: str) -> None:
-    partial = path.with_suffix(".partial.json")
-    partial.write_text(json.dumps({"status": status}) + "\n", encoding="utf-8")
-    partial.replace(path.with_suffix(".json"))
+    write_text(path.with_suffix(".json"), json.dumps({"status": status}) + "\n")

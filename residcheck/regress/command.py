@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Where environments and cells are.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds for a cell.")
+@click.option("--jobs", type=click.IntRange(1), help="Versions at a time.  [default: the cores]")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the page as Markdown.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the page as HTML.")
 @click.option("--scripts", type=click.Path(path_type=Path), help="Write reproductions there.")
@@ -41,6 +43,7 @@ def main(
     versions: tuple[str, ...],
     cache: Path | None,
     limit: float,
+    jobs: int | None,
     markdown: Path | None,
     html: Path | None,
     scripts: Path | None,
@@ -57,7 +60,7 @@ def main(
     try:
         prepare(markdown, html)
         with progress_bars() as progress:
-            found = _run(only, versions, cache, limit, progress)
+            found = _run(only, versions, cache, limit, jobs, progress)
             files = (markdown, html, scripts)
             written = _write(*found, files, run_scripts, progress)
     except ResidcheckError as error:
@@ -76,6 +79,7 @@ def _run(
     versions: Sequence[str],
     cache: Path | None,
     limit: float,
+    jobs: int | None,
     progress: Progress,
 ) -> tuple[Matrix, Table, float]:
     from residcheck.models.cache import home
@@ -85,7 +89,7 @@ def _run(
     started = time.monotonic()
     chosen = parse_versions(versions) if versions else default_versions()
     matrix = Matrix(chosen, chosen_models(only), cache or home() / "regress")
-    matrix.run(limit, progress)
+    matrix.run(limit, progress, jobs or len(os.sched_getaffinity(0)))
     seconds = time.monotonic() - started
     return matrix, tabulate(matrix, progress), seconds
 

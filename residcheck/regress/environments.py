@@ -9,9 +9,7 @@ virtual environment of its own, which finds torch in the running one.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import sys
 import venv
 from collections.abc import Iterable
@@ -23,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from residcheck.errors import LoadError
+from residcheck.overlays import pip
 from residcheck.progress import Progress, silent
 
 LENS, TRANSFORMERS = "transformer-lens", "transformers"
@@ -79,19 +77,6 @@ def prepare(package: str, wanted: str, cache: Path, progress: Progress = silent)
     return Environment(package, wanted, python, path)
 
 
-def released(package: str) -> list[str]:
-    """All versions on the package index, newest first.
-
-    Raises:
-        LoadError: the index does not answer.
-    """
-    said = _pip(sys.executable, "index", "versions", package)
-    found = re.search(r"Available versions: (.*)", said)
-    if found is None:
-        raise LoadError(f"pip lists no versions of {package}", "name some with --versions")
-    return found[1].split(", ")
-
-
 def newest_patches(versions: Iterable[str]) -> list[str]:
     """Of every minor release the newest patch, oldest first."""
     newest: dict[tuple[int, int], Version] = {}
@@ -122,7 +107,7 @@ _COMPLETE = ".complete"
 
 
 def _into(python: str, folder: Path, requirement: str) -> None:
-    _pip(python, "install", "--quiet", "--no-deps", "--target", str(folder), requirement)
+    pip("install", "--no-deps", "--target", str(folder), requirement, python=python)
 
 
 _WITH_TORCH = ("torch", "torchvision", "torchaudio")
@@ -157,15 +142,6 @@ def _old_base(cache: Path, progress: Progress) -> str:
     # After its own packages: whatever was installed there wins.
     shared = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     (packages / "zz_shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
-    _pip(str(python), "install", "--quiet", *OLD_LENS)
+    pip("install", *OLD_LENS, python=str(python))
     (folder / _COMPLETE).touch()
     return str(python)
-
-
-def _pip(python: str, *arguments: str) -> str:
-    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = next(iter(reversed(done.stderr.strip().splitlines())), "pip says nothing")
-        raise LoadError(f"pip cannot {' '.join(arguments[:2])} {arguments[-1]}: {reason}")
-    return done.stdout

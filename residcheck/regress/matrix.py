@@ -15,6 +15,7 @@ from packaging.version import Version
 from residcheck import tolerances, zoo
 from residcheck.errors import GateError, UsageError
 from residcheck.models.quiet import quiet_libraries
+from residcheck.overlays import available
 from residcheck.progress import Progress, silent
 from residcheck.regress import expected, runner
 from residcheck.regress import judge as judging
@@ -36,7 +37,6 @@ from residcheck.regress.environments import (
     Environment,
     newest_patches,
     prepare,
-    released,
 )
 from residcheck.regress.judge import Judgement, judge
 
@@ -52,12 +52,12 @@ def default_versions() -> dict[Library, list[str]]:
     transformers some of 4, and of 5 the newest patch of every minor release up to the one that
     is installed.
     """
-    lens = sorted(map(Version, released(LENS)))
+    lens = sorted(map(Version, available(LENS)))
     old = newest_patches(str(v) for v in lens if v.major == 2)
     three = [str(v) for v in lens if v.major == 3]
     four = [str(v) for v in lens if v.major >= 4]
     installed = Version(version(TRANSFORMERS))
-    new = [v for v in map(Version, released(TRANSFORMERS)) if v.major >= 5 and v <= installed]
+    new = [v for v in map(Version, available(TRANSFORMERS)) if v.major >= 5 and v <= installed]
     return {
         "bridge": [*three, *four],
         "hooked": [*old, *three],
@@ -84,7 +84,7 @@ class Matrix:
         order = [("transformers", version(TRANSFORMERS)), *pairs]
         return [Cell(lib, v, m) for lib, v in dict.fromkeys(order) for m in self.models]
 
-    def run(self, limit: float = LIMIT, progress: Progress = silent) -> None:
+    def run(self, limit: float = LIMIT, progress: Progress = silent, jobs: int = 1) -> None:
         (self.cache / "cells").mkdir(parents=True, exist_ok=True)
         runner.run(
             self.cells,
@@ -92,6 +92,7 @@ class Matrix:
             self._place,
             limit,
             progress,
+            jobs=jobs,
         )
 
     def environment(self, library: Library, wanted: str) -> Environment:

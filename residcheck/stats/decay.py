@@ -32,9 +32,8 @@ import numpy as np
 from scipy import optimize
 
 from residcheck.stats import resampling
-from residcheck.stats.decision import Estimate, Region
+from residcheck.stats.decision import CHOICES, Estimate, Region
 from residcheck.stats.fits import Floats
-from residcheck.stats.intervals import CHOICES
 from residcheck.stats.resampling import percentile_estimate, resampled
 
 MIN_WEIGHT = 11.0

@@ -34,6 +34,12 @@ class Region:
         return f"{self.low + 0.0:.4g} to {self.high:.4g}"
 
 
+PROMPTS = "other prompts"
+DRAWS = "other draws"
+LAYERS = "other layers"
+CHOICES = "resamples of the prompts"
+"""Of an information criterion, which is no property of prompts that an interval could be
+about: it grows with what is fitted. What is given is the range of the resamples."""
 EVERY_TOKEN = "every token"
 """Population of exact statements: nothing is sampled, there is no interval."""
 

@@ -7,16 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from residcheck.stats.decision import LEVEL, Estimate, Region
+from residcheck.stats.decision import LAYERS, LEVEL, PROMPTS, Estimate, Region
 from residcheck.stats.fits import Floats
-from residcheck.stats.resampling import MIN_PROMPTS, PROMPTS, estimate, resampled
+from residcheck.stats.resampling import estimate, need_prompts, resampled
 
-DRAWS = "other draws"
-LAYERS = "other layers"
-CHOICES = "resamples of the prompts"
-"""Of an information criterion, which is no property of prompts that an interval could be
-about: it grows with what is fitted. What is given is the range of the resamples."""
 _RAISED = 0.3
+"""Standard errors by which the correlation of neighbours is raised, see :func:`redundancy`."""
 _BATCH = 250
 """Resamples that a statistic is taken of at a time."""
 
@@ -36,7 +32,7 @@ def over_prompts(
             when rows are numbers and this is None.
 
     Raises:
-        ValueError: fewer than :data:`MIN_PROMPTS` prompts.
+        ValueError: fewer than :data:`residcheck.stats.MIN_PROMPTS` prompts.
     """
     n = len(per_prompt)
     summarise = statistic or (lambda rows: rows)
@@ -64,20 +60,18 @@ def share_of_tokens(
         trials: how many each token has.
 
     Raises:
-        ValueError: fewer than :data:`MIN_PROMPTS` prompts.
+        ValueError: fewer than :data:`residcheck.stats.MIN_PROMPTS` prompts.
     """
     shares = np.nanmean(holds, axis=1)
     n, share = len(shares), float(shares.mean())
-    if n < MIN_PROMPTS:
-        raise ValueError(f"{n} prompts; at least {MIN_PROMPTS} are needed")
+    need_prompts(n)
     count = int(np.isfinite(holds).sum()) * trials
     variance = float(shares.var(ddof=1)) / n
+    effective = float(count)
     if variance > 0:
         quantiles = stats.t.ppf((1 + LEVEL) / 2, [count - 1, n - 1])
         few = share * (1 - share) / variance * (quantiles[0] / quantiles[1]) ** 2
-        effective = min(float(count), float(few))
-    else:
-        effective = float(count)
+        effective = min(effective, float(few))
     hits, misses = share * effective, (1 - share) * effective
     tail = (1 - LEVEL) / 2
     low = float(stats.beta.ppf(tail, hits, misses + 1)) if hits > 0 else 0.0

@@ -11,13 +11,12 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from residcheck.stats.decision import LEVEL, Estimate, Region
+from residcheck.stats.decision import LEVEL, PROMPTS, Estimate, Region
 from residcheck.stats.fits import Floats
 
 MIN_PROMPTS = 8
 """Fewer prompts say too little about the spread between prompts."""
 RESAMPLES = 1999
-PROMPTS = "other prompts"
 
 
 def resampled(rows: Floats, times: int | None = None, seed: int = 0) -> Floats:
@@ -31,10 +30,15 @@ def resampled(rows: Floats, times: int | None = None, seed: int = 0) -> Floats:
         ValueError: fewer than :data:`MIN_PROMPTS` prompts.
     """
     n = len(rows)
-    if n < MIN_PROMPTS:
-        raise ValueError(f"{n} prompts; at least {MIN_PROMPTS} are needed")
+    need_prompts(n)
     weights = _weights(n, RESAMPLES if times is None else times, seed)
     return np.asarray(weights @ rows.reshape(n, -1)).reshape(-1, *rows.shape[1:])
+
+
+def need_prompts(n: int) -> None:
+    """Raises ``ValueError`` where n prompts are too few to resample."""
+    if n < MIN_PROMPTS:
+        raise ValueError(f"{n} prompts; at least {MIN_PROMPTS} are needed")
 
 
 @lru_cache(maxsize=16)
@@ -73,7 +77,8 @@ def percentile_estimate(
 ) -> Estimate:
     """A value with the percentiles of its resamples, widened to hold the value.
 
-    Of fitted parameters and of counts, which jump: they have no standard error.
+    Resampling adds noise, which can shift a curved statistic off its own value. Of fitted
+    parameters and of counts, which jump: they have no standard error.
     """
     low, high = map(float, percentiles(draws, n))
     return Estimate(name, value, min(low, value), max(high, value), n, population, region)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from residcheck.stats.decision import (
+    CHOICES,
     Decision,
     Estimate,
     Outcome,
@@ -21,7 +22,7 @@ from residcheck.stats.decision import (
     outcome_of,
 )
 from residcheck.stats.fits import Floats, evidence_for_exponential, slopes
-from residcheck.stats.intervals import CHOICES, over_prompts, share_of_tokens
+from residcheck.stats.intervals import over_prompts, share_of_tokens
 from residcheck.stats.phase import EVIDENCE, RATE_MARGIN, Phase
 
 # RATE_MARGIN, to which the published rate is known, is a ninth of its excess over 1. Rates

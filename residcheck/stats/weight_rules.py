@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
-from residcheck.stats.decision import Decision, Estimate, Region, decide, exactly
+from residcheck.stats.decision import DRAWS, Decision, Estimate, Region, decide, exactly
 from residcheck.stats.fits import Floats, slopes
-from residcheck.stats.intervals import DRAWS, over_prompts, rate_over_layers
+from residcheck.stats.intervals import over_prompts, rate_over_layers
 from residcheck.stats.phase import Phase
 from residcheck.stats.resampling import estimate, resampled
 from residcheck.stats.rules import HALF, MOSTLY, rate_margin, same_rate

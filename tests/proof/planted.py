@@ -49,7 +49,7 @@ BOTH_WAYS: dict[str, tuple[str, str]] = {
     "bo-negligible": (GROWING, "planted:bias=0.9"),
     "ov-random-input": ("planted:random_attention=5", GROWING),
     "reading-writing": (GROWING, "planted:reading=1.2"),
-    "mlp-random-input": ("planted:random_mlp=4", GROWING),
+    "mlp-random-input": ("planted:random_mlp=4,growth=1.2,layers=20", GROWING),
     "activation-rate": ("planted:activation=1.1", "planted:activation=0.9"),
     "activation-rate-random": ("planted:gaussian=1.04", "planted:gaussian=0.95"),
     "activation-rate-resampled": (GROWING, "planted:positions=apart"),

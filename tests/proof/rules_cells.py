@@ -16,7 +16,7 @@ from proof.simulate import Drawn, Rows
 
 from residcheck.claim import Claim, all_claims
 from residcheck.stats import Estimate, Outcome
-from residcheck.stats.intervals import CHOICES
+from residcheck.stats.decision import CHOICES
 from residcheck.verdict import Figure, Verdict
 
 RESAMPLES = 399
