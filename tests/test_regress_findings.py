@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from residcheck.regress.cells import Cell
+from residcheck import zoo
+from residcheck.regress.causes import UNTRACED, Cause, known
+from residcheck.regress.cells import LIBRARIES, Cell
 from residcheck.regress.findings import Finding, findings, roots, shown
 from residcheck.regress.judge import Judgement, Verdict
 
@@ -19,7 +21,9 @@ GOOD = Judgement("hook_attn_out", "same", 1e-7, 1e-15, 0)
 BAD = one("hook_attn_out")
 
 
-def found(rows: dict[str, Sequence[Judgement | None]]) -> list[Finding]:
+def found(
+    rows: dict[str, Sequence[Judgement | None]], causes: Sequence[Cause] = ()
+) -> list[Finding]:
     """Findings of models, each with one judgement per version."""
     judged = {
         Cell("bridge", version, model): {"raw": [judgement]}
@@ -27,7 +31,7 @@ def found(rows: dict[str, Sequence[Judgement | None]]) -> list[Finding]:
         for version, judgement in zip(VERSIONS["bridge"], row, strict=True)
         if judgement is not None
     }
-    return findings(judged, VERSIONS)  # type: ignore[arg-type]
+    return findings(judged, VERSIONS, causes)  # type: ignore[arg-type]
 
 
 def spans(rows: dict[str, Sequence[Judgement | None]]) -> list[tuple[str, ...]]:
@@ -119,3 +123,38 @@ def test_a_model_that_a_neighbour_cannot_load_joins_those_it_can() -> None:
         ("3.9.0", "4.0.0", "", "4.1.0", "a", "gone", "late"),
         ("4.0.0", "4.0.0", "3.10.0", "4.1.0", "new"),
     ]
+
+
+def test_two_causes_of_one_quantity_are_two_findings() -> None:
+    rows = {name: [GOOD, BAD, BAD, GOOD] for name in "abc"}
+    one, other = found(rows, [Cause("x", "bridge", models=("b",)), Cause("y", "hooked")])
+    assert sorted([(one.cause, one.models), (other.cause, other.models)]) == [
+        (UNTRACED, ("a", "c")),
+        ("x", ("b",)),
+    ]
+
+
+def test_all_that_one_cause_explains_is_one_finding() -> None:
+    weight = one("W_in")
+    rows = {"a": [BAD, BAD, GOOD, GOOD], "b": [weight, GOOD, GOOD, GOOD], "c": [weight] * 4}
+    cause = Cause("x", "bridge", ("W_in", "hook_attn_out"), until="3.10.0")
+    late, early = found(rows, [cause])
+    assert (late.cause, late.models, late.newest) == (UNTRACED, ("c",), True)
+    assert (early.cause, early.models) == ("x", ("a", "b"))
+    assert early.quantities == ("hook_attn_out", "W_in")
+    assert (early.span.first, early.span.last, early.span.after) == ("3.9.0", "3.10.0", "4.0.0")
+
+
+def test_versions_bound_a_cause() -> None:
+    cause = Cause("x", "bridge", since="3.10.0", until="4.0.0")
+    assert cause.explains("bridge", "W_in", "different", "3.10.0", "4.0.0", "a")
+    assert not cause.explains("bridge", "W_in", "different", "3.9.0", "4.0.0", "a")
+    assert not cause.explains("bridge", "W_in", "different", "3.10.0", "4.1.0", "a")
+
+
+def test_the_causes_that_are_shipped_are_of_known_libraries_and_models() -> None:
+    assert known()
+    for cause in known():
+        assert cause.library in LIBRARIES
+        assert set(cause.models) <= set(zoo.MODELS)
+        assert cause.why

@@ -6,6 +6,7 @@ import re
 from typing import ClassVar
 
 from residcheck.errors import GateError
+from residcheck.regress.causes import Cause
 from residcheck.regress.cells import Cell
 from residcheck.regress.findings import findings
 from residcheck.regress.judge import Judgement
@@ -27,7 +28,8 @@ JUDGED = {
     Cell("transformers", "5.0.0", "gpt2"): {"raw": [PADDED]},
     Cell("transformers", "5.0.0", "llama"): {"raw": [FINE]},
 }
-FOUND = findings(JUDGED, VERSIONS)  # type: ignore[arg-type]
+CAUSES = [Cause("a|cause", library) for library in VERSIONS]
+FOUND = findings(JUDGED, VERSIONS, CAUSES)  # type: ignore[arg-type]
 TABLE = Table(
     VERSIONS,  # type: ignore[arg-type]
     ["gpt2", "llama"],
@@ -36,7 +38,7 @@ TABLE = Table(
     FOUND,
     {"odd": "no <b>reference</b>"},
 )
-SHOWN = [Shown(f, "a|cause", "print('<i>')", "1 & 2") for f in FOUND]
+SHOWN = [Shown(f, "print('<i>')", "1 & 2") for f in FOUND]
 BESIDE = {"torch": "2.13.0"}
 
 

@@ -151,22 +151,20 @@ def _write(
 
 
 def reproduced(matrix: Matrix, table: Table, run_scripts: bool, progress: Progress) -> list[Shown]:
-    """Findings with their causes and scripts; those of the newest versions are run."""
-    from residcheck.regress.page import UNTRACED, Shown, causes
+    """Findings with their scripts; those of the newest versions are run."""
+    from residcheck.regress.page import Shown
     from residcheck.regress.reproduce import can_write, script, show
 
-    known = causes()
     shown: list[Shown] = []
     for done, finding in enumerate(table.findings):
         progress("reproductions", done, len(table.findings))
-        cause = known.get(finding.key, UNTRACED)
         if why := can_write(finding):
-            shown.append(Shown(finding, cause, "", why))
+            shown.append(Shown(finding, "", why))
             continue
         environment = matrix.environment(finding.library, finding.span.last)
         source = script(finding, matrix.transformers_of(finding.library, finding.span.last))
         printed = show(source, environment) if run_scripts and finding.newest else ""
-        shown.append(Shown(finding, cause, source, printed))
+        shown.append(Shown(finding, source, printed))
     return shown
 
 
@@ -182,5 +180,5 @@ def _summary(table: Table, seconds: float) -> None:
     newest = [finding for finding in table.findings if finding.newest]
     console.print(f"{len(table.findings)} findings, {len(newest)} of them in the newest versions")
     for finding in newest:
-        library, quantity, *_, models, _ = cells_of(finding)
+        library, quantity, _, _, _, models, *_ = cells_of(finding)
         console.print(escape(f"  {library} {finding.span.last}: {quantity}, {models}"))

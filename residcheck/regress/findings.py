@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from residcheck.regress.causes import UNTRACED, Cause, cause_of
 from residcheck.regress.cells import Cell, Library
 from residcheck.regress.conventions import is_convention, is_refusal
 from residcheck.regress.judge import LOGITS, LOSS, Judgement
@@ -38,10 +39,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault. ``worst`` is its largest judgement, in ``model``, at the last bad version."""
+    """A fault. ``worst`` is its largest judgement, in ``model``, at the last bad version.
+
+    Without a known cause it is one quantity over one span; with one it is all that the cause
+    explains.
+    """
 
     library: Library
-    quantity: str
+    quantities: tuple[str, ...]
     kind: str
     span: Span
     models: tuple[str, ...]
@@ -49,11 +54,20 @@ class Finding:
     worst: Judgement
     model: str
     newest: bool
+    cause: str = UNTRACED
+
+    @property
+    def quantity(self) -> str:
+        """That of the largest judgement."""
+        return self.worst.quantity
 
     @property
     def key(self) -> str:
-        """Names it across runs."""
-        return f"{self.library} {self.quantity} {self.kind} {self.span.first} {self.span.last}"
+        """Names it: of the findings of a run no two have one."""
+        return (
+            f"{self.library} {self.quantity} {self.model} {self.kind} "
+            f"{self.span.first} {self.span.last}"
+        )
 
 
 def roots(judgements: Iterable[Judgement]) -> list[Judgement]:
@@ -99,22 +113,29 @@ def _moment(one: Judgement) -> tuple[int, int]:
     return layer, _ORDER[one.quantity]
 
 
-def findings(judged: Judged, versions: Mapping[Library, Sequence[str]]) -> list[Finding]:
+def findings(
+    judged: Judged, versions: Mapping[Library, Sequence[str]], causes: Sequence[Cause] = ()
+) -> list[Finding]:
     """All findings, those of the newest versions first; conventions are none.
 
     Args:
         versions: of each library, oldest first.
+        causes: what is known: models that one quantity fails in for two reasons are two
+            findings, and all that one cause explains is one.
     """
-    members: dict[tuple[Library, str, str], list[Member]] = {}
+    members: dict[tuple[Library, str, str, str], list[Member]] = {}
     for (library, model, processing, quantity, kind), states in _histories(judged).items():
         for span, worst in _spans(versions[library], states):
+            why = cause_of(causes, library, quantity, kind, span.first, span.last, model)
             member = (span, model, processing, worst)
-            members.setdefault((library, quantity, kind), []).append(member)
-    found = [
-        _finding(library, quantity, kind, span, group, versions)
-        for (library, quantity, kind), everyone in members.items()
-        for span, group in _merged(everyone, list(versions[library]))
-    ]
+            members.setdefault((library, quantity, kind, why), []).append(member)
+    alike: dict[tuple[object, ...], list[Finding]] = {}
+    for (library, quantity, kind, why), everyone in members.items():
+        for span, group in _merged(everyone, list(versions[library])):
+            one = _finding(library, kind, span, group, versions, why)
+            same = (quantity, kind, span) if why == UNTRACED else (why, one.newest)
+            alike.setdefault((library, *same), []).append(one)
+    found = [_joined(ones, list(versions[ones[0].library])) for ones in alike.values()]
     order = {library: list(names) for library, names in versions.items()}
     return sorted(
         found,
@@ -175,28 +196,51 @@ def _within(span: Span, other: Span, versions: list[str]) -> bool:
 
 def _union(group: Sequence[Member], versions: list[str]) -> Span:
     """From the first to the last bad version, and the nearest good ones."""
-    spans = [member[0] for member in group]
+    return _over([member[0] for member in group], versions)
+
+
+def _over(spans: Sequence[Span], versions: list[str]) -> Span:
     place = versions.index
-    return Span(
-        min((span.first for span in spans), key=place),
-        max((span.last for span in spans), key=place),
-        max((span.before for span in spans if span.before), key=place, default=""),
-        min((span.after for span in spans if span.after), key=place, default=""),
+    first = min((span.first for span in spans), key=place)
+    last = max((span.last for span in spans), key=place)
+    before = [x for span in spans if (x := span.before) and place(x) < place(first)]
+    after = [x for span in spans if (x := span.after) and place(x) > place(last)]
+    return Span(first, last, max(before, key=place, default=""), min(after, key=place, default=""))
+
+
+def _joined(ones: Sequence[Finding], versions: list[str]) -> Finding:
+    """What one cause explains: the largest of it, with all quantities, models and versions."""
+
+    def all_of(field: str) -> tuple[str, ...]:
+        return tuple(sorted({name for one in ones for name in getattr(one, field)}))
+
+    span = _over([one.span for one in ones], versions)
+    worst = max(ones, key=lambda one: (_size(one.worst), one.key))
+    return replace(
+        worst,
+        quantities=tuple(sorted(all_of("quantities"), key=_place)),
+        span=span,
+        models=all_of("models"),
+        processings=all_of("processings")[::-1],
     )
+
+
+def _place(quantity: str) -> tuple[int, str]:
+    return _ORDER.get(quantity, len(_ORDER)), quantity
 
 
 def _finding(
     library: Library,
-    quantity: str,
     kind: str,
     span: Span,
     members: Sequence[Member],
     versions: Mapping[Library, Sequence[str]],
+    cause: str,
 ) -> Finding:
     _, model, _, worst = max(members, key=lambda m: (_size(m[3]), m[1]))
     return Finding(
         library,
-        quantity,
+        (worst.quantity,),
         kind,
         span,
         tuple(sorted({name for _, name, _, _ in members})),
@@ -204,6 +248,7 @@ def _finding(
         worst,
         model,
         span.last == versions[library][-1],
+        cause,
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +13,6 @@ from residcheck.regress.findings import Finding
 from residcheck.regress.table import SYMBOLS, Table, in_words, kind_of, size_of
 from residcheck.report.markdown import plain
 
-UNTRACED = "not traced"
 NAMES = {
     "bridge": "TransformerBridge",
     "hooked": "HookedTransformer",
@@ -25,18 +22,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """A finding with its cause, its script and what that printed (empty: not run)."""
+    """A finding with its script and what that printed (empty: not run)."""
 
     finding: Finding
-    cause: str
     script: str
     printed: str
-
-
-def causes() -> dict[str, str]:
-    """What people found out: finding to cause, in ``causes.json``."""
-    text = resources.files("residcheck.regress").joinpath("causes.json").read_text("utf-8")
-    return dict(json.loads(text))
 
 
 def render_markdown(
@@ -91,12 +81,12 @@ def _findings(found: Sequence[Shown], numbered: bool) -> str:
     for n, one in enumerate(found, 1):
         finding = one.finding
         number = str(n) if numbered else ""
-        rows.append([number, *(plain(cell) for cell in cells_of(finding)), plain(one.cause)])
+        rows.append([number, *(plain(cell) for cell in cells_of(finding))])
     return _table(rows)
 
 
 def cells_of(finding: Finding) -> list[str]:
-    """A finding in the columns of the page, the cause left out."""
+    """A finding in the columns of the page."""
     span = finding.span
     since = f"{span.first} (good in {span.before})" if span.before else f"{span.first} or earlier"
     until = "now" if finding.newest else span.last
@@ -105,12 +95,13 @@ def cells_of(finding: Finding) -> list[str]:
     kind = "" if finding.kind == finding.worst.verdict == "different" else f": {finding.kind}"
     return [
         NAMES[finding.library],
-        f"{finding.quantity}{kind}",
+        f"{', '.join(finding.quantities)}{kind}",
         ", ".join(finding.processings),
         since,
         until,
         ", ".join(finding.models),
         f"{size_of(finding.worst)}{where}" if finding.worst.size == finding.worst.size else "",
+        finding.cause,
     ]
 
 

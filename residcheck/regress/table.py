@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from residcheck.errors import ResidcheckError
 from residcheck.progress import Progress, silent
+from residcheck.regress.causes import known
 from residcheck.regress.cells import LIBRARIES, Cell, Library
 from residcheck.regress.conventions import is_refusal
 from residcheck.regress.findings import LOAD, Finding, findings, shown
@@ -75,7 +76,7 @@ def tabulate(matrix: Matrix, progress: Progress = silent) -> Table:
         [model for model in matrix.models if model not in unjudged],
         {cell: shown(cell, said) for cell, said in judged.items()},
         sum(len(said) for said in judged.values()),
-        findings(judged, matrix.versions),
+        findings(judged, matrix.versions, known()),
         unjudged,
     )
 
