@@ -10,17 +10,18 @@ import pytest
 
 from residcheck.errors import RunFileError, UsageError
 from residcheck.progress import Progress
-from residcheck.regress import witness
-from residcheck.regress.cells import Cell, finished, read
+from residcheck.regress.cells import STAND, Cell, finished, read
 from residcheck.regress.command import parse_versions
 from residcheck.regress.environments import Environment, newest_patches
 from residcheck.regress.runner import Server, run
+from residcheck.regress.stand.witness import asked
 
 # A library whose models are named for what they do.
 FAKE = f"""
 import os, sys, time
-sys.path.insert(0, {str(Path(witness.__file__).parent)!r})
-import torch, witness
+sys.path.insert(0, {str(STAND)!r})
+import torch
+from witness import record, serving
 
 class Model:
     def __init__(self, folder): self.folder = folder
@@ -35,11 +36,11 @@ class Model:
 def fake(folder, dtype):
     yield "raw", Model(folder)
 
-witness.LIBRARIES["bridge"] = fake
-witness.MODULES["bridge"] = ("json",)
-witness.MODULES["hooked"] = ("there_is_no_such_library",)
-witness.PROCESSINGS = ("raw",)
-witness.serve()
+serving.LIBRARIES["bridge"] = fake
+serving.MODULES["bridge"] = ("json",)
+serving.MODULES["hooked"] = ("there_is_no_such_library",)
+record.PROCESSINGS = ("raw",)
+serving.serve()
 """
 
 
@@ -79,8 +80,8 @@ def test_a_cell_that_hangs_or_dies_harms_no_other(script: Path) -> None:
     assert statuses["good"] == statuses["raises"] == "ok"
     seen = read(script.parent / "bridge-raises")
     assert seen.errors["float32/raw/left.logits"].startswith("KeyError: 'no padding'")
-    assert seen["float32/raw/logits"].shape == (2, witness.LENGTH, 3)
-    assert seen["float64/raw/logits"].shape == (2, witness.LENGTH, 3)  # as an alias
+    assert seen["float32/raw/logits"].shape == (2, asked.LENGTH, 3)
+    assert seen["float64/raw/logits"].shape == (2, asked.LENGTH, 3)  # as an alias
 
 
 def test_what_is_finished_is_kept_and_what_crashed_is_tried_again(script: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from residcheck import zoo
 from residcheck.models.quiet import quiet_libraries
 from residcheck.regress.cells import folder_digest
-from residcheck.regress.witness import LENGTH, VOCAB, padded, tokens
+from residcheck.regress.stand.witness.asked import LENGTH, VOCAB, padded, tokens
 
 ASKED = [
     "gpt2",

@@ -18,8 +18,8 @@ import numpy as np
 from residcheck.errors import RunFileError
 from residcheck.files import write_text
 from residcheck.models.cache import sha256
-from residcheck.regress import witness
 from residcheck.regress.environments import LENS, OLD_LENS, TRANSFORMERS, Environment
+from residcheck.regress.stand.witness import asked
 
 Library = Literal["bridge", "hooked", "transformers"]
 LIBRARIES: tuple[Library, ...] = ("bridge", "hooked", "transformers")
@@ -67,7 +67,7 @@ class Seen:
     @property
     def tokens(self) -> Any:
         """The ids that all witnesses run on, ``[row, position]``."""
-        return witness.tokens().numpy()
+        return asked.tokens().numpy()
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays or name in self.facts.get("aliases", {})
@@ -92,8 +92,21 @@ def key_of(cell: Cell, environment: Environment, model: str) -> str:
 
     own_base = environment.python == sys.executable
     base = [f"{name} {version(name)}" for name in _UNDER] if own_base else OLD_LENS
-    parts = (cell.library, cell.version, model, *base, code_hash(witness.__file__))
+    parts = (cell.library, cell.version, model, *base, *_witness(cell.library))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+STAND = Path(asked.__file__).parents[1]
+"""What a witness' Python is started with."""
+_OPENS: dict[Library, str] = {"bridge": "bridge", "hooked": "hooked", "transformers": "plain"}
+
+
+def _witness(library: Library) -> Iterator[str]:
+    """What the witness of a library does: what opens the other libraries has no part in it."""
+    others = {name for other, name in _OPENS.items() if other != library}
+    for path in sorted((STAND / "witness").glob("*.py")):
+        if path.stem not in others:
+            yield code_hash(str(path))
 
 
 @cache

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from residcheck.regress.cells import Cell
 from residcheck.regress.judge import Judgement
 
@@ -33,6 +35,7 @@ class Convention:
     processing: str = ""
     models: tuple[str, ...] = ()
     verdict: str = ""
+    until: str = ""
 
 
 CONVENTIONS: tuple[Convention, ...] = (
@@ -41,6 +44,17 @@ CONVENTIONS: tuple[Convention, ...] = (
         "centred writes",
         "the adapter says so (supports_center_writing_weights is false): gains are stored less 1",
         models=("nemotron",),
+    ),
+    *(
+        Convention(
+            "hooked",
+            f"{norm}.hook_normalized",
+            "until 3.0 LayerNorm's hook was after gain and bias (TransformerLens issue 747)",
+            processing="raw",
+            verdict="different",
+            until="2.18.0",
+        )
+        for norm in ("ln1", "ln2", "ln_final")
     ),
 )
 
@@ -56,5 +70,6 @@ def is_convention(cell: Cell, processing: str, one: Judgement) -> bool:
         and rule.processing in ("", processing)
         and (not rule.models or cell.model in rule.models)
         and rule.verdict in ("", one.verdict)
+        and (not rule.until or Version(cell.version) <= Version(rule.until))
         for rule in CONVENTIONS
     )

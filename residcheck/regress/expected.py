@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from residcheck.regress.cells import Library, Seen
-from residcheck.regress.witness import ATTENTION, MLP, PLAIN_SITES
+from residcheck.regress.stand.witness.asked import ATTENTION, MLP, PLAIN_SITES
 
 STREAM = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 """The stream and what is added to it."""

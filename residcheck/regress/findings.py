@@ -15,7 +15,7 @@ from residcheck.regress.causes import UNTRACED, Cause, cause_of
 from residcheck.regress.cells import Cell, Library
 from residcheck.regress.conventions import is_convention, is_refusal
 from residcheck.regress.judge import LOGITS, LOSS, Judgement
-from residcheck.regress.witness import FINAL, SITES
+from residcheck.regress.stand.witness.asked import FINAL, SITES
 
 Judged = Mapping[Cell, Mapping[str, Sequence[Judgement]]]
 """Cell to processing to judgements."""
@@ -88,24 +88,20 @@ def roots(judgements: Iterable[Judgement]) -> list[Judgement]:
 
 def shown(cell: Cell, by_processing: Mapping[str, Sequence[Judgement]]) -> Judgement:
     """The one judgement that a table shows of a cell: the worst that is a finding."""
-    everything = [
-        one
-        for processing, judgements in by_processing.items()
-        for one in judgements
-        if not is_convention(cell, processing, one)
-    ]
-    bad = [
-        one
-        for processing, judgements in by_processing.items()
-        for one in roots(judgements)
-        if not is_convention(cell, processing, one)
-    ]
+    kept = [chosen_apart(cell, *item) for item in by_processing.items()]
+    everything = [one for judgements in kept for one in judgements]
+    bad = [one for judgements in kept for one in roots(judgements)]
     if bad:
         return max(bad, key=lambda one: (one.quantity == LOAD, _size(one)))
     noisy = [one for one in everything if one.verdict == "noise"]
     if noisy:
         return max(noisy, key=_size)
     return max((one for one in everything if not one.bad), key=_size)
+
+
+def chosen_apart(cell: Cell, processing: str, judgements: Iterable[Judgement]) -> list[Judgement]:
+    """Without conventions: what differs by choice is not where a fault starts."""
+    return [one for one in judgements if not is_convention(cell, processing, one)]
 
 
 def _moment(one: Judgement) -> tuple[int, int]:
@@ -276,9 +272,7 @@ def _histories(judged: Judged) -> dict[History, _States]:
                 loads.setdefault((cell.library, cell.model, processing), []).append(cell.version)
             elif is_refusal(failed.note):
                 continue
-            for one in roots(judgements):
-                if is_convention(cell, processing, one):
-                    continue
+            for one in roots(chosen_apart(cell, processing, judgements)):
                 history = (cell.library, cell.model, processing, one.quantity, _kind(one))
                 bad.setdefault(history, {})[cell.version] = one
     for history, states in bad.items():

@@ -21,7 +21,7 @@ from residcheck.regress.expected import (
     accepted_weights,
     kept,
 )
-from residcheck.regress.witness import PADDED, SITES
+from residcheck.regress.stand.witness.asked import PADDED, SITES
 from residcheck.tolerances import Tolerance, tolerance
 
 Verdict = Literal["same", "noise", "different", "missing", "cannot load"]

@@ -1,6 +1,6 @@
 """Defects planted in TransformerLens 4: run by a process of its own, nothing of residcheck.
 
-``python plants.py PLANT witness`` serves as ``witness.py`` does, ``python plants.py PLANT
+``python plants.py PLANT witness`` serves as the witness does, ``python plants.py PLANT
 benchmark FOLDER`` runs TransformerLens' own verification. Its suite passes with each of these.
 """
 
@@ -103,12 +103,13 @@ def main() -> None:
         sys.argv = ["main_benchmark", "--model", rest[0]]
         runpy.run_module("transformer_lens.benchmarks.main_benchmark", run_name="__main__")
         return
-    sys.path.insert(0, str(Path(__file__).parent))
-    import witness  # type: ignore[import-not-found]
+    sys.path.insert(0, str(Path(__file__).with_name("stand")))
+    from witness.lens import Lens  # type: ignore[import-not-found]
+    from witness.serving import serve  # type: ignore[import-not-found]
 
-    weights = witness.Lens.weights
-    witness.Lens.weights = lambda self: weights(self) | {"text": self.model.to_tokens(TEXT)}
-    witness.serve()
+    weights = Lens.weights
+    Lens.weights = lambda self: weights(self) | {"text": self.model.to_tokens(TEXT)}
+    serve()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from residcheck.regress.environments import Environment
 from residcheck.regress.expected import STREAM
 from residcheck.regress.findings import LOAD, Finding
 from residcheck.regress.judge import CACHE, LOGITS, LOSS, SIDES, STACKED, TWICE
-from residcheck.regress.witness import OFFICIAL, PADDED, PLAIN_SITES
+from residcheck.regress.stand.witness.asked import PADDED, PLAIN_SITES
+from residcheck.regress.stand.witness.hooked import OFFICIAL
 from residcheck.zoo import PAD, VOCAB
 
 _TIME = 180.0

@@ -21,11 +21,8 @@ from threading import Lock
 from typing import Any
 
 from residcheck.progress import Progress, silent
-from residcheck.regress import witness
-from residcheck.regress.cells import PACKAGE, Cell, finished, write_failure
+from residcheck.regress.cells import PACKAGE, STAND, Cell, finished, write_failure
 from residcheck.regress.environments import Environment
-
-WITNESS = Path(witness.__file__)
 
 
 class Server:
@@ -35,7 +32,7 @@ class Server:
         self,
         environment: Environment,
         log: Path,
-        script: Path = WITNESS,
+        script: Path = STAND,
         arguments: Sequence[str] = (),
     ) -> None:
         self._log = log.open("a", encoding="utf-8")
@@ -127,7 +124,7 @@ def run(
     place: Callable[[Cell, Environment], tuple[Path, Path]],
     limit: float,
     progress: Progress = silent,
-    script: Path = WITNESS,
+    script: Path = STAND,
     jobs: int = 1,
 ) -> None:
     """Run the cells that are not finished yet, version by version in their order.

@@ -41,7 +41,7 @@ def arguments_of(name: str, *, old: bool = False) -> tuple[str, dict[str, Any]]:
     family, overrides = MODELS[name]
     kind, arguments = FAMILIES[family]
     found = IDS | arguments | overrides | _further(family, overrides)
-    return kind, found | (_as_of_old(found) if old else {})
+    return kind, found | (_as_of_old(found | {"model_type": family}) if old else {})
 
 
 def _further(family: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +72,10 @@ def _as_of_old(config: dict[str, Any]) -> dict[str, Any]:
         old["torch_dtype"] = config["dtype"]
     if config.get("model_type") == "gpt2":  # as the hub's own configurations have it
         old["n_ctx"] = config["n_positions"]
+    if config.get("model_type") == "qwen3_moe" and "num_local_experts" in config:
+        old["num_experts"] = config["num_local_experts"]
+    if config.get("model_type") == "apertus":  # 4 scales as Llama 3 does unless told not to
+        old["rope_scaling"] = None
     rope = config.get("rope_parameters")
     if not rope:
         return old

@@ -1,0 +1,1 @@
+"""What other Pythons run: this folder is put on their path, where it is the package ``witness``."""
