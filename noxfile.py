@@ -56,16 +56,25 @@ def verify(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Benchmarks: ratios against a plain forward pass, and against TransformerLens."""
+def benchmarks(session: nox.Session) -> None:
+    """Ratios against plain forwards and TransformerLens: claims/BENCHMARKS.md.
+
+    Fails where a median ratio is a quarter above the stored one. To store what was measured,
+    copy benchmarks.json to tests/benchmarks/baseline.json.
+    """
     install(session)
     options = [
-        "--override-ini",
-        "python_files=bench_*",
-        "--override-ini",
-        "python_functions=bench_*",
+        "--override-ini=python_files=bench_*",
+        "--override-ini=python_functions=bench_*",
+        "--benchmark-only",
+        "--benchmark-json=benchmarks.json",
+        "--benchmark-columns=median,min,max,rounds",
+        "--benchmark-compare=tests/benchmarks/baseline.json",
+        "--benchmark-compare-fail=median:25%",
     ]
-    session.run("pytest", "tests/benchmarks", *options, "--benchmark-only", "-s", *session.posargs)
+    session.run("pytest", "tests/benchmarks", *options, *session.posargs)
+    if not session.posargs:
+        session.run("python", "tests/benchmarks/page.py", "benchmarks.json", "claims/BENCHMARKS.md")
 
 
 @nox.session

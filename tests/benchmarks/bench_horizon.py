@@ -2,20 +2,19 @@
 
 On one machine in turn, so that the ratio of each pair holds while its speed drifts: all
 horizons of the definition, with loss, divergence and top-1 agreement, at 4 x 64 tokens,
-on SmolLM2-135M and on a random GPT-2 of 24 layers. Run with: nox -s bench
+on SmolLM2-135M and on a random GPT-2 of 24 layers.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from naive_horizons import PLACES, naive_logits
+from paired import drawn, seconds
 from tiny import build
 from torch.nn.functional import cross_entropy
 
@@ -27,12 +26,6 @@ ROUNDS = 3
 FORWARDS = 6
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of 24 layers, 512 wide, with 16,384 tokens."""
@@ -40,11 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("gpt2", tmp_path_factory.mktemp("gpt2"), **shape)
 
 
+@pytest.mark.parametrize("over", ["plain", "own", "loop"])
 @pytest.mark.parametrize("backend", ["transformers", "transformer_lens"])
 @pytest.mark.parametrize("model", ["smollm2-135m", "random-24-layers"])
-def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str) -> None:
-    """``extra_info``: over depth x plain forward, target 0.6; over the same of the backend's
-    own forward; over the naive loop."""
+def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str, over: str) -> None:
+    """Over as many plain forwards as there are layers, over the backend's own, over the loop."""
     spec = parse_spec(model if model == "smollm2-135m" else str(folder))
     plain = load(spec).model
     opened = open_backend(load(spec.with_options(backend=backend)))
@@ -74,19 +67,23 @@ def bench_all_horizons(benchmark: Any, folder: Path, model: str, backend: str) -
             logits = naive_logits(plain, places, tokens, mask, DEFINITION, k, {}, {})
             cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
-    forward(), forward()
-    over_forwards, over_own, over_loop = [], [], []
-    for _ in range(ROUNDS):
-        before = [_timed(forward) for _ in range(FORWARDS)]
-        cost = _timed(horizons)
-        after = [_timed(forward) for _ in range(FORWARDS)]
-        over_forwards.append(cost / depth / statistics.median(before + after))
-        own = statistics.median(_timed(own_forward) for _ in range(FORWARDS))
-        over_own.append(cost / depth / own)
-        over_loop.append(cost / _timed(loop))
-    benchmark.extra_info["over_depth_forwards"] = statistics.median(over_forwards)
-    benchmark.extra_info["over_depth_own_forwards"] = statistics.median(over_own)
-    benchmark.extra_info["over_naive_loop"] = statistics.median(over_loop)
-    rounds = [round(ratio, 3) for ratio in over_forwards]
-    print(f"\n{model}, {backend}: {benchmark.extra_info}; rounds {rounds}; {plan}")
-    benchmark.pedantic(horizons, rounds=1)
+    def of_forwards(work: Any) -> float:
+        """Before and after, since one forward is short beside all horizons."""
+        before = [seconds(work) for _ in range(FORWARDS)]
+        cost = seconds(horizons)
+        after = [seconds(work) for _ in range(FORWARDS)]
+        return cost / depth / statistics.median(before + after)
+
+    forward(), own_forward()
+    ratio = {
+        "plain": lambda: of_forwards(forward),
+        "own": lambda: of_forwards(own_forward),
+        "loop": lambda: seconds(horizons) / seconds(loop),
+    }[over]
+    names = {
+        "plain": f"{depth} plain forwards, logits",
+        "own": f"{depth} forwards of the same backend",
+        "loop": "one pass a horizon, loss alone",
+    }
+    what = f"all {depth} horizons of {model} ({backend})"
+    drawn(benchmark, ratio, ROUNDS, what=what, over=names[over], target=0.6)

@@ -1,17 +1,17 @@
 """What statistics of weights cost: OV norms by Gram matrices against TransformerLens.
 
 ``FactoredMatrix.norm()`` runs a singular value decomposition of every head's factors. Both
-are timed in one run on the same weights. Run with: nox -s bench
+are timed on the same weights.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from paired import paired
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
@@ -21,7 +21,7 @@ from residcheck.tolerances import tolerance
 from residcheck.weights.canonical import canonical
 from residcheck.weights.norms import ov_frobenius
 
-ROUNDS = 5
+ROUNDS = 2
 FLOAT32 = tolerance("float32")
 
 
@@ -46,7 +46,6 @@ def _gpt2_xl_shape() -> list[AttentionWeights]:
 def bench_ov_norms_over_factored_matrix(
     benchmark: Any, weights: Callable[[], list[AttentionWeights]]
 ) -> None:
-    """``extra_info.ratio``: FactoredMatrix.norm() over ours; target 100."""
     layers = weights()
 
     def ours() -> list[Tensor]:
@@ -58,12 +57,8 @@ def bench_ov_norms_over_factored_matrix(
             for a in layers
         ]
 
-    start = time.perf_counter()
-    expected = theirs()
-    slow = time.perf_counter() - start
-    found = benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=1)
-    for ov, norm in zip(found, expected, strict=True):
+    for ov, norm in zip(ours(), theirs(), strict=True):
         torch.testing.assert_close(ov.float(), norm.float(), rtol=FLOAT32.token, atol=0)
-    benchmark.extra_info["theirs"] = slow
-    benchmark.extra_info["ratio"] = slow / benchmark.stats.stats.min
-    print(f"\n{len(layers)} layers: {benchmark.stats.stats.min:.4f} s, {benchmark.extra_info}")
+    shape = weights.__name__.strip("_").replace("_", " ")
+    facts = {"what": f"OV norms, {len(layers)} layers ({shape})", "over": "FactoredMatrix.norm()"}
+    paired(benchmark, ours, theirs, ROUNDS, target=0.01, **facts)
