@@ -79,11 +79,16 @@ def check(backend: Backend, tokens: Int[Tensor, "batch pos"], tolerance: Toleran
     first, layers = found[0], len({m.layer for m in found})
     more = f"; so do {layers - 1} more layers" if layers > 1 else ""
     raise GateError(
-        f"weights gate: layer {first.layer}: {first.identity} fails: off by {first.size:.2g} "
-        f"of the right-hand side (tolerance {first.bound:.0e}); "
+        f"weights gate: layer {first.layer}: {first.identity} fails: {_how_far(first)}; "
         f"hooks: {', '.join(first.hooks)}{more}",
         _HINT,
     )
+
+
+def _how_far(one: WeightMismatch) -> str:
+    if one.size == float("inf"):
+        return "a hook gave nothing, shapes do not fit, or a value is not finite"
+    return f"off by {one.size:.2g} of the right-hand side (tolerance {one.bound:.0e})"
 
 
 def mismatches(
