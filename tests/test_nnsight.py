@@ -145,7 +145,7 @@ def test_a_part_that_never_runs_is_named(tiny: Tiny) -> None:
 
 
 def test_what_cannot_be_served_plainly_cannot_be_served_through_nnsight(tiny: Tiny) -> None:
-    for family, reason in (("mamba", "attention"), ("openai_gpt", "nnsight cannot run this model")):
+    for family, reason in (("mamba", "attention"), ("openai_gpt", "identity gate")):
         with pytest.raises(ResidcheckError, match=reason):
             measure(ModelSpec(str(tiny(family)), backend="nnsight"), PROMPTS, max_tokens=8)
 

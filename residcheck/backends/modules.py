@@ -85,11 +85,11 @@ class Reader:
     shape: torch.Size
 
     def output(self, output: Any) -> Any:
-        """The same for what a module returns: a tensor, or a tuple that begins with it."""
-        if not isinstance(output, tuple):
+        """The same for what a module returns: a tensor, or a tuple or list that begins with it."""
+        if not isinstance(output, tuple | list):
             return self.tensor(output)
         replaced = self.tensor(output[0])
-        return None if replaced is None else (replaced, *output[1:])
+        return None if replaced is None else type(output)((replaced, *output[1:]))
 
     def tensor(self, tensor: Tensor) -> Tensor | None:
         whole = tensor.reshape(*self.shape, -1)  # OPT flattens batch and position

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from residcheck import backends, measure
 from residcheck.errors import RunFileError
 from residcheck.files import write_text
 from residcheck.models.cache import sha256
@@ -104,9 +105,12 @@ _OPENS: dict[Library, str] = {"bridge": "bridge", "hooked": "hooked", "transform
 def _witness(library: Library) -> Iterator[str]:
     """What the witness of a library does: what opens the other libraries has no part in it."""
     others = {name for other, name in _OPENS.items() if other != library}
-    for path in sorted((STAND / "witness").glob("*.py")):
-        if path.stem not in others:
-            yield code_hash(str(path))
+    files = [f for f in (STAND / "witness").glob("*.py") if f.stem not in others]
+    if library == "transformers":  # residcheck's own plain backend, and its gate
+        files += [
+            f for folder in (backends, measure) for f in Path(folder.__path__[0]).glob("*.py")
+        ]
+    yield from (code_hash(str(path)) for path in sorted(files))
 
 
 @cache
@@ -139,6 +143,12 @@ def read(path: Path) -> Seen:
         raise RunFileError(
             f"the cell {path} cannot be read: {error}", "delete it; it is made again"
         ) from error
+
+
+def seconds_of(path: Path) -> float:
+    """How long a cell took; 0 where it came to no end."""
+    document = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return float(document.get("seconds", 0.0))
 
 
 def finished(path: Path) -> bool:

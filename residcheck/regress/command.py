@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -86,12 +85,10 @@ def _run(
     from residcheck.regress.matrix import Matrix, chosen_models, default_versions
     from residcheck.regress.table import tabulate
 
-    started = time.monotonic()
     chosen = parse_versions(versions) if versions else default_versions()
     matrix = Matrix(chosen, chosen_models(only), cache or home() / "regress")
     matrix.run(limit, progress, jobs or len(os.sched_getaffinity(0)))
-    seconds = time.monotonic() - started
-    return matrix, tabulate(matrix, progress), seconds
+    return matrix, tabulate(matrix, progress), matrix.seconds()
 
 
 def parse_versions(given: Sequence[str]) -> dict[Library, list[str]]:
@@ -176,7 +173,7 @@ def _summary(table: Table, seconds: float) -> None:
 
     console = Console(highlight=False)
     counts = ", ".join(f"{n} {name}" for name, n in table.counts().items())
-    console.print(f"{len(table.cells)} cells in {seconds:,.0f} s: {counts}")
+    console.print(f"{len(table.cells)} cells, {seconds:,.0f} s of one core: {counts}")
     newest = [finding for finding in table.findings if finding.newest]
     console.print(f"{len(table.findings)} findings, {len(newest)} of them in the newest versions")
     for finding in newest:

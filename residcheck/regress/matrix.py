@@ -29,6 +29,7 @@ from residcheck.regress.cells import (
     folder_digest,
     key_of,
     read,
+    seconds_of,
 )
 from residcheck.regress.environments import (
     LENS,
@@ -114,10 +115,18 @@ class Matrix:
         """Folder and digest of a model of the zoo, made where it is not there yet."""
         return _saved(name, self.cache / "zoo")
 
+    def path(self, cell: Cell) -> Path:
+        """Where what is kept of a cell lies, without suffix."""
+        environment = prepare(PACKAGE[cell.library], cell.version, self.cache)
+        return self._place(cell, environment)[1]
+
+    def seconds(self) -> float:
+        """What all cells took, one after the other."""
+        return sum(seconds_of(self.path(cell)) for cell in self.cells)
+
     def seen(self, cell: Cell) -> Seen:
         """What is kept of a cell that was run."""
-        environment = prepare(PACKAGE[cell.library], cell.version, self.cache)
-        return read(self._place(cell, environment)[1])
+        return read(self.path(cell))
 
     def reference(self, model: str) -> Seen:
         """Plain transformers, as installed.
@@ -137,8 +146,7 @@ class Matrix:
         Raises:
             GateError: there is no reference for the model.
         """
-        environment = prepare(PACKAGE[cell.library], cell.version, self.cache)
-        path = self._place(cell, environment)[1]
+        path = self.path(cell)
         kept = path.with_name(f"{path.name}.judged.json")
         key = "\n".join((_judge_key(), self._reference_path(cell.model).name))
         try:
@@ -157,8 +165,7 @@ class Matrix:
         return found
 
     def _reference_path(self, model: str) -> Path:
-        cell = Cell("transformers", version(TRANSFORMERS), model)
-        return self._place(cell, prepare(TRANSFORMERS, cell.version, self.cache))[1]
+        return self.path(Cell("transformers", version(TRANSFORMERS), model))
 
 
 @lru_cache(maxsize=64)

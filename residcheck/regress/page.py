@@ -54,8 +54,8 @@ def _introduction(table: Table, versions: Mapping[str, str], seconds: float) -> 
     said = (
         f"Written by `residcheck.regress` on {_today()}. {len(table.cells)} cells of "
         f"{len(table.models)} models ({counts}), each in float32 and float64, "
-        f"{table.judged} with weight processing counted apart; {seconds:,.0f} s for what "
-        f"was not in the cache, findings: {len(table.findings)}. The judge is plain "
+        f"{table.judged} with weight processing counted apart; {seconds:,.0f} s "
+        f"of one core, findings: {len(table.findings)}. The judge is plain "
         f"transformers through residcheck's gate; beside {under}."
     )
     for model, why in table.unjudged.items():

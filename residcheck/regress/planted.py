@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from residcheck.regress import plants
@@ -134,14 +134,22 @@ def section(rows: list[Row], version: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Print the table."""
+@click.command()
+@click.argument("plants", nargs=-1)
+@click.option("--append", type=click.Path(path_type=Path), help="A page to put the table under.")
+def main(plants: tuple[str, ...], append: Path | None) -> None:
+    """What is found of each of PLANTS, by default all, in the installed transformer-lens."""
     from importlib.metadata import version
 
+    from residcheck.files import write_text
     from residcheck.models.cache import home
 
     installed = version(LENS)
-    print(section(side_by_side(installed, home() / "regress", tuple(sys.argv[1:])), installed))
+    table = section(side_by_side(installed, home() / "regress", plants), installed)
+    if append is None:
+        click.echo(table)
+    else:
+        write_text(append, append.read_text(encoding="utf-8") + "\n" + table)
 
 
 if __name__ == "__main__":

@@ -197,12 +197,11 @@ print("processed once ", once[0, -1, :4].tolist())
 print("processed twice", lens(ids).log_softmax(-1)[0, -1, :4].tolist())
 """,
     "hooked": """\
+print("from_pretrained", lens(ids).log_softmax(-1)[0, -1, :4].tolist())
 lens = HookedTransformer.from_pretrained_no_processing(folder, **load)
-lens.process_weights_()
-once = lens(ids).log_softmax(-1)
-lens.process_weights_()
-print("processed once ", once[0, -1, :4].tolist())
-print("processed twice", lens(ids).log_softmax(-1)[0, -1, :4].tolist())
+for times in ("once", "twice"):
+    lens.process_weights_()
+    print(f"process_weights_, {times}", lens(ids).log_softmax(-1)[0, -1, :4].tolist())
 """,
 }
 _OTHER_WAY = """\
