@@ -170,6 +170,7 @@ def _show_plan(planned: Sequence[Entry], where: str) -> None:
 
 def _run(planned: Sequence[Entry], settings: Settings, place: Place) -> None:
     from residcheck.output import prepare
+    from residcheck.report.outline import count
     from residcheck.sweep.outcome import REPORT
     from residcheck.sweep.plan import prepare as prepare_jobs
     from residcheck.sweep.runner import run
@@ -179,7 +180,7 @@ def _run(planned: Sequence[Entry], settings: Settings, place: Place) -> None:
     unfinished = [entry for entry in planned if not entry.finished]
     again = sum(entry.state == "failed before" for entry in unfinished)
     finished = len(planned) - len(unfinished)
-    said = [f"{len(planned)} models", f"{finished} finished before"]
+    said = [count(len(planned), "model"), f"{finished} finished before"]
     said += [f"{again} failed before and tried again"] if again else []
     click.echo(", ".join(said), err=True)
     prepare_jobs(unfinished, settings)

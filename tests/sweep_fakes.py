@@ -27,8 +27,9 @@ try:
         if entry.finished:
             sys.exit(0)
         entry.clear()
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or "-"
         with (entry.folder.parent / "calls").open("a") as calls:
-            calls.write(f"{entry.text} {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'} {os.getpid()}\\n")
+            calls.write(f"{entry.text} {gpu} {os.getpid()}\\n")
         print("at work")
         kind = entry.text.partition("-")[0]
         if kind == "segfaults": os.kill(os.getpid(), signal.SIGSEGV)

@@ -263,7 +263,7 @@ def test_an_array_of_slurm_jobs(
 def test_slurm_that_takes_no_jobs_says_why(slurm: Path, tmp_path: Path) -> None:
     (slurm / "sbatch").write_text("#!/bin/sh\necho 'invalid partition specified: gpu' >&2\nexit 1")
     jobs = Jobs("slurm", tmp_path / "cluster", 30.0, {}, None, worker(tmp_path))
-    with pytest.raises(ResidcheckError, match="slurm does not take the jobs: .*invalid partition"):
+    with pytest.raises(ResidcheckError, match=r"slurm does not take the jobs: .*invalid partition"):
         run(planned(tmp_path, "good", "good-2"), jobs, Notes())
 
 
