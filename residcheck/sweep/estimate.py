@@ -44,14 +44,15 @@ _UNKNOWN = Estimate(None, None, "unknown until fetched")
 
 
 def memory(size: Size, dtype: str) -> int:
-    r"""About the most bytes that measuring takes, on the model's device.
+    """About the most bytes that measuring takes, on the model's device.
 
-    With :math:`P` parameters of :math:`b` bytes: ``libraries + max(copies, passes)``, where
+    With P parameters of b bytes: ``libraries + max(copies, passes)``, where
     ``copies = P b + P b + P w + T w`` is the model, and while its stream is rotated another
     copy on its way to numbers of w bytes (twice as wide as b, at most 8), in which the T tied
     parameters stand twice; and ``passes = P b + 2 GiB`` is the model, with all that horizons
-    and batches of prompts may take. Of SmolLM2-135M in float32, 2.6 GiB by this, 2.5 GiB were
-    measured. Attention that holds its scores, and batches of long prompts, may take more.
+    may take. Small models take less than these 2 GiB. SmolLM2-135M in float32 took 2.5 GiB:
+    copies and libraries are 2.6, passes and libraries 2.8. Batches of long prompts, or
+    attention that holds its scores, may take more.
     """
     b = _BYTES[dtype]
     wide = min(2 * b, 8)

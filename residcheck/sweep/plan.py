@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from residcheck.corpus import Prompts
+from residcheck.errors import ResidcheckError
 from residcheck.sweep.listing import Listed
 from residcheck.sweep.store import (
     Entry,
@@ -53,6 +54,11 @@ def prepare(unfinished: Sequence[Entry], settings: Settings) -> None:
         ResidcheckError: a file cannot be written.
     """
     prompts = settings.out / "prompts" / f"{digest(settings.prompts)[:12]}.json"
+    try:
+        for folder in (prompts.parent, *(entry.folder for entry in unfinished)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResidcheckError(f"cannot write to {settings.out}: {error.strerror}") from error
     write_prompts(settings.prompts, prompts)
     for entry in unfinished:
         job = Job(

@@ -87,8 +87,8 @@ class Course(AbstractContextManager["Course"]):
 def show_plan(entries: Sequence[Entry], estimates: Sequence[Estimate], where: str) -> None:
     """What a sweep would do: a row for each model."""
     table = Table()
-    for name in ("model", "state", "device", "parameters", "memory, about"):
-        numeric = name in ("parameters", "memory, about")
+    for name in ("model", "state", "device", "parameters", "memory, up to"):
+        numeric = name in ("parameters", "memory, up to")
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for entry, estimate in zip(entries, estimates, strict=True):
         size, memory = escape(estimate.why), ""

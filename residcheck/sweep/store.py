@@ -31,7 +31,7 @@ _KEPT = {LOCK, LOG, JOB}
 _LOCK_SECONDS = 1.0
 """A look at a lock takes no time; who measures holds it for longer."""
 
-State = Literal["to do", "failed before", "finished", "taken"]
+State = Literal["to do", "failed before", "finished", "under way"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Entry:
                 with self.locked(0):
                     pass
             except Taken:
-                return "taken"
+                return "under way"
         return "to do" if self.status is None else "failed before"
 
     @contextmanager
@@ -148,7 +148,6 @@ class Job:
 
 def write_job(entry: Entry, job: Job, prompts: Path) -> None:
     """Leave a job in the folder of its model; ``prompts`` is the file that has them."""
-    entry.folder.mkdir(parents=True, exist_ok=True)
     said = {
         "schema": SCHEMA,
         "text": job.text,
@@ -189,7 +188,6 @@ def read_job(folder: Path) -> tuple[Entry, Job]:
 def write_prompts(prompts: Prompts, path: Path) -> None:
     """Keep the prompts for the workers, wherever their file was."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(prompts)) + "\n")
 
 
