@@ -13,6 +13,7 @@ from residcheck.cli_compare import compare
 from residcheck.cli_horizon import horizon
 from residcheck.cli_options import FILE, interruptible, is_run_file, measured, measuring, specs
 from residcheck.cli_review import review
+from residcheck.cli_sweep import sweep
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 from residcheck.view.command import view
 
@@ -253,4 +254,5 @@ def models() -> None:
 main.add_command(compare)
 main.add_command(horizon)
 main.add_command(review)
+main.add_command(sweep)
 main.add_command(view)

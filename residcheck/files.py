@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from residcheck.errors import ResidcheckError
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes before ``path`` is replaced; another process writes elsewhere."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,7 +19,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ResidcheckError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from residcheck.errors import ResidcheckError
-from residcheck.files import write_text
+from residcheck.files import partial_of, write_text
 from residcheck.report import render_markdown, write_html
-from residcheck.result import ModelResult
+from residcheck.result import Failure, ModelResult
 
 SCHEMA = "residcheck.verdicts/1"
 
@@ -25,7 +25,7 @@ def prepare(*paths: Path | None) -> None:
     for path in (p for p in paths if p is not None):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
+            partial = partial_of(path)
             partial.touch()
             partial.unlink()
         except OSError as error:
@@ -37,23 +37,29 @@ def write_files(
     html: Path | None,
     json_file: Path | None,
     markdown: Path | None,
+    failures: Sequence[Failure] = (),
 ) -> list[Path]:
     """Write what was asked for; returns the paths written.
+
+    Args:
+        failures: models that could not be measured, to be named in every file.
 
     Raises:
         ResidcheckError: a file cannot be written.
     """
     if html is not None:
-        write_html(results, html)
+        write_html(results, html, failures)
     if json_file is not None:
-        text = json.dumps(verdicts_document(results), indent=1, allow_nan=False)
+        text = json.dumps(verdicts_document(results, failures), indent=1, allow_nan=False)
         write_text(json_file, text + "\n")
     if markdown is not None:
-        write_text(markdown, render_markdown(results))
+        write_text(markdown, render_markdown(results, failures))
     return [path for path in (html, json_file, markdown) if path is not None]
 
 
-def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
+def verdicts_document(
+    results: Sequence[ModelResult], failures: Sequence[Failure] = ()
+) -> dict[str, Any]:
     """Verdicts, estimates, drift and provenance of all models as plain data."""
     return {
         "schema": SCHEMA,
@@ -80,4 +86,5 @@ def verdicts_document(results: Sequence[ModelResult]) -> dict[str, Any]:
             }
             for result in results
         ],
+        "failed": [asdict(failure) for failure in failures],
     }

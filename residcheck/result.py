@@ -68,6 +68,15 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A model that was asked for and could not be measured, and why."""
+
+    model: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """The run of one model with its verdicts, in the order of the claims."""
 

@@ -120,19 +120,34 @@ def check_device(device: str) -> None:
         )
 
 
+def check_name(spec: ModelSpec) -> None:
+    """What can be told of a name without opening or fetching anything.
+
+    Raises:
+        UsageError: no such path, neither a folder nor a ``.gguf`` file, or a slip of the pen.
+    """
+    if is_planted(spec.name) or spec.name in BUILTIN:
+        return
+    if not path_exists(spec.name):
+        _hub_model(spec)
+        return
+    path = Path(spec.name).expanduser()
+    if not path.is_dir() and path.suffix != ".gguf":
+        raise UsageError(f"{path} is neither a model folder nor a .gguf file")
+
+
 def _locate(spec: ModelSpec, progress: Progress) -> _Located:
+    check_name(spec)
     if spec.name in BUILTIN:
         entry = cached_builtin(BUILTIN[spec.name], progress)
         return _Located(spec.name, str(entry.folder), None, entry.weights)
     if not path_exists(spec.name):
         return _hub_model(spec)
     path = Path(spec.name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        entry = cached_gguf(path, progress)
-        return _Located(path.stem, str(entry.folder), None, entry.weights)
     if path.is_dir():
         return _local_folder(path.resolve(), progress)
-    raise UsageError(f"{path} is neither a model folder nor a .gguf file")
+    entry = cached_gguf(path, progress)
+    return _Located(path.stem, str(entry.folder), None, entry.weights)
 
 
 def _hub_model(spec: ModelSpec) -> _Located:

@@ -15,32 +15,34 @@ from typing import TYPE_CHECKING
 from residcheck.errors import ResidcheckError
 
 if TYPE_CHECKING:
-    from residcheck.result import ModelResult
+    from residcheck.result import Failure, ModelResult
 
 __all__ = ["render_html", "render_markdown", "write_html", "write_page"]
 
 
-def render_html(results: Sequence[ModelResult]) -> str:
+def render_html(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
     """One HTML page about all ``results``, with its style and plots inside it."""
     from residcheck.report.page import render
 
-    return render(results)
+    return render(results, failures)
 
 
-def render_markdown(results: Sequence[ModelResult]) -> str:
+def render_markdown(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
     """A job summary in GitHub's Markdown: the verdicts, and what needs attention."""
     from residcheck.report.markdown import render
 
-    return render(results)
+    return render(results, failures)
 
 
-def write_html(results: Sequence[ModelResult], path: Path) -> None:
+def write_html(
+    results: Sequence[ModelResult], path: Path, failures: Sequence[Failure] = ()
+) -> None:
     """Write the page about ``results`` to ``path``.
 
     Raises:
         ResidcheckError: the file cannot be written.
     """
-    write_page(render_html(results), path)
+    write_page(render_html(results, failures), path)
 
 
 def write_page(page: str, path: Path) -> None:

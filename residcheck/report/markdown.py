@@ -10,7 +10,7 @@ from itertools import groupby
 from residcheck.claim import FAMILIES, Claim
 from residcheck.report.horizons import COLUMNS, TITLE, Across, cells
 from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
-from residcheck.result import Judged, ModelResult
+from residcheck.result import Failure, Judged, ModelResult
 from residcheck.stats import Outcome
 from residcheck.verdict import Verdict
 
@@ -23,13 +23,13 @@ _CLAIMS_INTRODUCTION = (
 _MARKUP = re.compile(r"[\\`*_\[\]|~$#]")
 
 
-def render(results: Sequence[ModelResult]) -> str:
+def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
     """Heading, summary, the table of verdicts, then a line for each that needs a look."""
     page = outline(results)
     blocks = [f"## residcheck: {plain(page.subject)}", plain(page.summary)]
     if page.sections:
         blocks.append(_table(page))
-    if lines := [*_notable(page), *_drifted(page)]:
+    if lines := [*_failed(failures), *_notable(page), *_drifted(page)]:
         blocks.append("\n".join(lines))
     if page.horizons is not None:
         blocks += _horizons(page.horizons)
@@ -110,6 +110,13 @@ def _measured(verdict: Verdict) -> list[str]:
     if verdict.deciding in (None, verdict.effect):
         return [verdict.measured]
     return [verdict.measured, f"decided by {verdict.deciding}"]
+
+
+def _failed(failures: Sequence[Failure]) -> list[str]:
+    return [
+        f"- **not measured**: {plain(failure.model)}: {plain(failure.message)}"
+        for failure in failures
+    ]
 
 
 def _drifted(page: Outline) -> list[str]:

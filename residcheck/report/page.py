@@ -14,9 +14,10 @@ from residcheck.report.chart import Chart
 from residcheck.report.describe import Key, in_words, legend
 from residcheck.report.outline import SYMBOLS, Section, count, outline
 from residcheck.report.overlay import beyond, overlay
+from residcheck.report.scatter import Scatter, across_models, keys
 from residcheck.report.series import chart
 from residcheck.report.style import LEVEL_OPACITY, LEVELS
-from residcheck.result import Drift, ModelResult
+from residcheck.result import Drift, Failure, ModelResult
 from residcheck.stats import LEVEL, Estimate, Outcome
 from residcheck.stats.decision import outcome_of
 
@@ -37,8 +38,8 @@ class Plot:
     keys: tuple[Key, ...]
 
 
-def render(results: Sequence[ModelResult]) -> str:
-    """The page about ``results``."""
+def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
+    """The page about ``results``, with the models that could not be measured."""
     page = outline(results)
     environment = templates()
     environment.globals |= {
@@ -62,7 +63,21 @@ def render(results: Sequence[ModelResult]) -> str:
         for i, drift in enumerate(result.drifts)
     ]
     template = environment.get_template("page.html.j2")
-    return template.render(page=page, sections=drawn, drifted=drifted)
+    return template.render(
+        page=page,
+        sections=drawn,
+        drifted=drifted,
+        failures=failures,
+        beside=scatters(across_models(page)),
+    )
+
+
+def scatters(shown: Sequence[Scatter]) -> list[Plot]:
+    """A plot of each, with the models by their numbers."""
+    return [
+        Plot("", Markup(plots.draw_models(one, f"models-{n}")), "", tuple(keys(one)))
+        for n, one in enumerate(shown)
+    ]
 
 
 def drift_plots(run: Run, drift: Drift, key: str) -> list[Plot]:

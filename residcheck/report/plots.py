@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,9 @@ from residcheck.report.chart import Chart
 from residcheck.report.describe import in_words
 from residcheck.report.draw_lines import draw_lines
 from residcheck.report.draw_map import draw_map
+from residcheck.report.draw_scatter import draw_scatter
 from residcheck.report.scales import Limits, Scale, common_limits, common_scale
+from residcheck.report.scatter import Scatter
 from residcheck.report.svg import colour, inline_svg
 
 Frame = Limits | Scale
@@ -33,9 +36,7 @@ def frames(charts: Sequence[Chart]) -> list[Frame]:
 
 def draw(chart: Chart, key: str, frame: Frame) -> str:
     """The chart as SVG text; ``key`` must be unique on its page."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams |= _settings(key)
+    with _settings(key):
         height = style.HEIGHT if chart.map is None else style.MAP_HEIGHT
         figure = Figure(figsize=(style.WIDTH / 72, height / 72))
         under = None
@@ -46,7 +47,24 @@ def draw(chart: Chart, key: str, frame: Frame) -> str:
         return inline_svg(figure, key, in_words(chart), under)
 
 
-def _settings(key: str) -> dict[Any, Any]:
+def draw_models(scatter: Scatter, key: str) -> str:
+    """Models as points, as SVG text; ``key`` must be unique on its page."""
+    with _settings(key):
+        figure = Figure(figsize=(style.WIDTH / 72, style.MAP_HEIGHT / 72))
+        draw_scatter(figure, scatter)
+        return inline_svg(figure, key, scatter.in_words)
+
+
+@contextmanager
+def _settings(key: str) -> Iterator[None]:
+    """Within: matplotlib draws as the page looks, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams |= _parameters(key)
+        yield
+
+
+def _parameters(key: str) -> dict[Any, Any]:
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": key,
