@@ -57,13 +57,13 @@ class Session:
 
     @cached_property
     def affines(self) -> dict[tuple[int, Site], Affine]:
-        """Gain and bias at every norm that a sublayer reads through, on the model's device."""
-        anatomy, device = self.backend.anatomy, self.gate_tokens.device
+        """Gain and bias at every norm that a sublayer reads through, on the layer's device."""
+        anatomy = self.backend.anatomy
         norms: tuple[Site, ...] = ("ln1_out", "ln2_out")
         found: dict[tuple[int, Site], Affine] = {}
         for site in (site for site in norms if anatomy.has(site)):
             for layer in range(anatomy.n_layers):
-                affine = self.backend.affine(layer, site)
+                affine, device = self.backend.affine(layer, site), self.backend.device(layer)
                 found[layer, site] = Affine(affine.gain.to(device), affine.bias.to(device))
         return found
 
@@ -101,7 +101,7 @@ def open_loaded(
     spec, wanted = loaded.spec, list(names)
     config = loaded.model.config.get_text_config()
     encoded = encode(prompts, loaded.tokenizer, config, max_tokens)
-    tokens = _gate_tokens(encoded).to(spec.device)
+    tokens = _gate_tokens(encoded).to(loaded.device)
     reference = _plain_logits(loaded, tokens)
     progress(f"reading the weights of {loaded.id}", 0, None)
     stored, unstored = _of_stored_weights(loaded, tokens, wanted)
