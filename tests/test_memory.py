@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import Tiny
 
+from residcheck.backends.plain import PlainBackend
 from residcheck.corpus import Prompts, shipped
 from residcheck.curves import Run
 from residcheck.errors import LoadError
@@ -25,7 +26,8 @@ from residcheck.measure.memory import (
     pass_bytes,
     prompts_that_fit,
 )
-from residcheck.models import ModelSpec
+from residcheck.measure.opening import open_loaded
+from residcheck.models import ModelSpec, load
 from residcheck.names import HORIZON
 from residcheck.tolerances import tolerance
 
@@ -159,6 +161,22 @@ def test_blocks_that_run_out_of_memory_are_not_taken_for_unsupported(
     with pytest.raises(LoadError, match="ran out of memory"):
         run_session(session, ["horizon_loss", "resid_post_norm"])
     assert "horizon_loss" not in session.missing
+
+
+@pytest.mark.parametrize("at", ["the plain model", "the gate"])
+def test_memory_that_runs_out_before_anything_is_measured(
+    at: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    loaded = load(ModelSpec(str(tiny("llama")), backend="transformers"))
+    if at == "the gate":
+        monkeypatch.setattr(PlainBackend, "run", fail)
+    else:
+        monkeypatch.setattr(loaded.model, "forward", fail)
+    with pytest.raises(LoadError, match=r"cpu ran out of memory while .* was checked"):
+        open_loaded(loaded, PROMPTS, MAX_TOKENS)
 
 
 def test_what_a_failed_batch_held_is_let_go_of_before_the_next_try() -> None:

@@ -98,7 +98,25 @@ def open_loaded(
     Args:
         opener: makes the backend, once the plain model's logits and stored weights are known.
     """
-    spec, wanted = loaded.spec, list(names)
+    try:
+        return _checked(loaded, prompts, max_tokens, progress, list(names), opener)
+    except torch.OutOfMemoryError as error:
+        raise LoadError(
+            f"{loaded.device} ran out of memory while {loaded.id} was checked, on a few tokens",
+            "its weights leave too little room: try dtype=bf16, or --device auto",
+        ) from error
+
+
+def _checked(
+    loaded: LoadedModel,
+    prompts: Prompts,
+    max_tokens: int | None,
+    progress: Progress,
+    wanted: list[str],
+    opener: Callable[[LoadedModel], Backend],
+) -> Session:
+    """The session, once the gates are passed."""
+    spec = loaded.spec
     config = loaded.model.config.get_text_config()
     encoded = encode(prompts, loaded.tokenizer, config, max_tokens)
     tokens = _gate_tokens(encoded).to(loaded.device)
@@ -139,6 +157,8 @@ def _plain_logits(
     try:
         with quiet_libraries():
             logits: Tensor = loaded.model(input_ids=tokens, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = first_line(error)
         raise LoadError(

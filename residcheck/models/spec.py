@@ -42,7 +42,8 @@ class ModelSpec:
         name: a built-in name, a hub id, the path of a folder or ``.gguf`` file, or
             ``planted:...``, a model whose answers are known.
         revision: branch, tag or commit of a hub model.
-        dtype: what the model computes in; ``float32`` unless said.
+        dtype: what the model computes in; ``float32`` unless said. ``tf32`` is float32 with
+            matrix products in TF32, on CUDA.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` spreads the layers over all
             GPUs there are.
         backend: the library that taps the model.
