@@ -78,6 +78,27 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Claims, agreement with the CPU, and costs, on a CUDA GPU; on the CPU with `-- --cpu`."""
+    install(session)
+    device = "cpu" if "--cpu" in session.posargs else "cuda"
+    if device == "cuda":
+        session.run("python", "-c", _NEEDS_A_GPU)
+    for dtype in ("float32", "bfloat16"):
+        options = ("--device", device, "--dtype", dtype)
+        session.run("pytest", "--pyargs", "residcheck.claims", *options)
+    for script in ("agreement.py", "xl.py"):
+        session.run("python", f"tests/gpu/{script}", "--device", device)
+
+
+_NEEDS_A_GPU = """
+import sys, torch
+if not torch.cuda.is_available():
+    sys.exit("torch finds no CUDA GPU here; to see that the session runs: nox -s gpu -- --cpu")
+"""
+
+
+@nox.session
 def planted(session: nox.Session) -> None:
     """Every claim both ways on planted models: a section of claims/PROOF.md."""
     install(session)

@@ -48,9 +48,8 @@ from residcheck.cli_options import FILE, interruptible, measured, measuring, spe
     "--memory",
     metavar="GIB",
     type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    show_default=True,
-    help="Memory to take beside the model; sets the batching.",
+    help="Memory to take beside the model; sets the batching (default 2; on a GPU, half of "
+    "what is free).",
 )
 @measuring
 @click.option(
@@ -86,7 +85,8 @@ def horizon(model: str | None, out: Path | None, report: Path | None, **options:
     spec = specs((model or DEFAULT_MODEL,), options)[0]
     prepare(out, report)
     sample = options["prompts"] is None
-    how = HorizonOptions(variant, sample, memory=int(options["memory"] * 2**30))
+    memory = None if options["memory"] is None else int(options["memory"] * 2**30)
+    how = HorizonOptions(variant, sample, memory)
     run = measured(spec, read_prompts(options["prompts"]), options, how, curves_of(variant))
     show_horizon(run)
     if out is not None:

@@ -22,8 +22,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def measuring(command: Command) -> Command:
     """The options that every measuring command has."""
     options: Sequence[Callable[[Command], Command]] = (
-        click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps."),
-        click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64."),
+        click.option("--device", metavar="DEVICE",
+                     help="cpu (default), cuda, cuda:N, auto (over all GPUs) or mps."),
+        click.option("--dtype", metavar="DTYPE",
+                     help="float32 (default), tf32, bf16, fp16, float64."),
         click.option("--backend", metavar="NAME",
                      help="transformer_lens (default), transformers, nnsight."),
         click.option("--processing", metavar="KIND", help="Weights: processed (default) or raw."),
@@ -31,8 +33,8 @@ def measuring(command: Command) -> Command:
                      help="Text, one prompt a line, or JSON lines with 'text'."),
         click.option("--max-tokens", metavar="N", type=int,
                      help="Longest prompt, counting BOS (default 128)."),
-        click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=8,
-                     show_default=True, help="Prompts per forward pass."),
+        click.option("--batch-size", metavar="N", type=click.IntRange(min=1),
+                     help="Prompts per forward pass (default 8; on a GPU, as many as fit)."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)

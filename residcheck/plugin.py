@@ -42,16 +42,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--model", action="append", default=[], metavar="SPEC", dest="residcheck_models",
         help="model to check: built-in name, hub id, folder or .gguf, with options "
         "(gpt2-xl@REV,dtype=bf16); repeatable")  # fmt: skip
-    add("--device", dest="residcheck_device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps")
-    add("--dtype", dest="residcheck_dtype", metavar="DTYPE", help="float32, bf16, fp16 or float64")
+    add("--device", dest="residcheck_device", metavar="DEVICE",
+        help="cpu, cuda, cuda:N, auto (over all GPUs) or mps")  # fmt: skip
+    add("--dtype", dest="residcheck_dtype", metavar="DTYPE",
+        help="float32, tf32, bf16, fp16 or float64")  # fmt: skip
     add("--backend", dest="residcheck_backend", metavar="NAME",
         help="transformer_lens (default), transformers or nnsight")  # fmt: skip
     add("--prompts", dest="residcheck_prompts", metavar="FILE", type=Path,
         help="text file, one prompt a line, or JSON lines with 'text'")  # fmt: skip
     add("--max-tokens", dest="residcheck_max_tokens", metavar="N", type=int,
         help="longest prompt, counting BOS (default 128)")  # fmt: skip
-    add("--batch-size", dest="residcheck_batch_size", metavar="N", type=int, default=8,
-        help="prompts per forward pass (default 8)")  # fmt: skip
+    add("--batch-size", dest="residcheck_batch_size", metavar="N", type=int,
+        help="prompts per forward pass (default 8; on a GPU, as many as fit)")  # fmt: skip
     add("--report", dest="residcheck_report", metavar="FILE", type=Path,
         help="write an HTML report of the verdicts")  # fmt: skip
     add("--markdown", dest="residcheck_markdown", metavar="FILE", type=Path,
@@ -66,7 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): models are measured by one worker")
     options = vars(config.option)
     if any(value for name, value in options.items() if name in _ASKS_FOR_CLAIMS):
-        _measurements(config)  # what is wrong with them is said before anything runs
+        specs = _measurements(config).specs  # what is wrong is said before anything runs
+        if hasattr(config, "workerinput"):
+            from residcheck.workers import take_own_gpu
+
+            take_own_gpu(config.workerinput["workerid"], {s.device for s in specs.values()})
 
 
 def _measurements(config: pytest.Config) -> Measurements:

@@ -28,7 +28,7 @@ class Measurements:
     specs: dict[str, ModelSpec]
     prompts: Prompts
     max_tokens: int | None
-    batch_size: int
+    batch_size: int | None
     snapshots: Path
     _claims: dict[str, Claim] = field(default_factory=dict)
     _curves: dict[str, None] = field(default_factory=dict)

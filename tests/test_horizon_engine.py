@@ -55,7 +55,7 @@ def engine_scores(
         for k in range(1, variant.longest(anatomy.n_layers) + 1)
     ]
     truncation = Truncation(opened, variant, schedules, getattr(torch, dtype))
-    truncation.take_means([batch()])
+    truncation.see(batch())
     _, found = truncation.scores(batch(), plan)
     return [found[s] for s in schedules]
 

@@ -305,6 +305,24 @@ def test_workers_share_one_measurement(
     assert "triangle-bound" in (pytester.path / "out.html").read_text()
 
 
+def test_workers_have_a_gpu_each(
+    pytester: pytest.Pytester, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    pytester.makepyfile(
+        "import os, pytest\n"
+        "@pytest.mark.parametrize('n', [0, 1])\n"
+        "def test_x(n, worker_id):\n"
+        "    open(worker_id, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    options = (f"--model={models['gpt2']}", "--device=cuda", "-n2", "--dist=each")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=4)
+    assert {name: (pytester.path / name).read_text() for name in ("gw0", "gw1")} == {
+        "gw0": "3",
+        "gw1": "5",
+    }
+
+
 def test_unknown_option_value_is_a_usage_error(run: Run, models: dict[str, Path]) -> None:
     result = run("--model", models["gpt2"], "--dtype=int7")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

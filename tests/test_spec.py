@@ -42,7 +42,7 @@ def test_dtype_has_aliases(dtype: str, aliases: list[str]) -> None:
     assert {parse_spec(f"gpt2,dtype={alias}").dtype for alias in aliases} == {dtype}
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:11", "mps"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:11", "auto", "mps"])
 def test_device(device: str) -> None:
     assert parse_spec(f"gpt2,device={device}").device == device
 

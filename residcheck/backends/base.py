@@ -184,6 +184,10 @@ class Backend(Protocol):
         """Run the model; without ``logits`` the pass ends at the last block."""
         ...
 
+    def device(self, layer: int) -> torch.device:
+        """Where the block computes; all of its taps see tensors there."""
+        ...
+
     def alone(
         self,
         layer: int,

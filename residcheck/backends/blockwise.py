@@ -49,6 +49,13 @@ class Blockwise(ABC):
         """Run the model; without ``logits`` the pass ends at the last block."""
         return self.run(tokens, mask, taps, None if logits else len(self.stack) - 1)
 
+    def device(self, layer: int) -> torch.device:
+        """Where the block computes; all of its taps see tensors there.
+
+        What a block of a model that is spread over GPUs is handed may come from another one.
+        """
+        return next(self.stack[layer].parameters()).device
+
     def alone(
         self,
         layer: int,
@@ -62,7 +69,8 @@ class Blockwise(ABC):
         Tokens and mask are those that the positions of ``stream`` belong to.
         """
         with self._stubs(spared=layer):
-            self.run(tokens, mask, {(layer, "resid_pre"): lambda _: stream, **taps}, layer)
+            start: Taps = {(layer, "resid_pre"): lambda x: stream.to(x.device)}
+            self.run(tokens, mask, {**start, **taps}, layer)
 
     def unembed(self, stream: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
         """Final norm and unembedding, with the scales and caps of the logits, of ``stream``."""
@@ -101,8 +109,7 @@ class Blockwise(ABC):
 
             return note
 
-        device = next(self.stack[0].parameters()).device
-        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device(0))
         with ExitStack() as hooks:
             for layer, block in enumerate(self.stack):
                 hooks.callback(block.register_forward_hook(noting(layer)).remove)

@@ -60,7 +60,7 @@ class InsightBackend(Modular):
     def _serve(self, layer: int, site: Site, tap: Tap, shape: torch.Size) -> None:
         """Inside a trace: wait until the model is there, and go on with what the tap returns."""
         part, module = self._blocks.parts[site], self._of(layer, site)
-        read = Reader(part, tap, shape)
+        read = Reader(part, tap, shape, self.device(layer))
         if part.side == "input":
             replaced = read.tensor(module.input)
             if replaced is not None:

@@ -68,7 +68,7 @@ class LensBackend(Blockwise):
         self.stack = list(self._bridge.blocks)
         self.anatomy = replace(
             self.anatomy,
-            missing={**self._silent(loaded.spec.device), **self.anatomy.missing},
+            missing={**self._silent(loaded.device), **self.anatomy.missing},
             missing_weights={**self._unreadable(), **self.anatomy.missing_weights},
         )
 
@@ -80,7 +80,10 @@ class LensBackend(Blockwise):
         taps: Taps,
         last: int | None,
     ) -> Float[Tensor, "batch pos vocab"] | None:
-        hooks = [(self.hook_name(*where), _as_hook(tap)) for where, tap in taps.items()]
+        hooks = [
+            (self.hook_name(*where), _as_hook(tap, self.device(where[0])))
+            for where, tap in taps.items()
+        ]
         if last is not None:
             hooks.append((self.hook_name(last, "resid_post"), end_pass))
         try:
@@ -176,8 +179,8 @@ def _boot(loaded: LoadedModel) -> Any:
             str(loaded.model.config._name_or_path or loaded.id),
             hf_model=loaded.model,
             tokenizer=loaded.tokenizer,
-            device=loaded.spec.device,
-            dtype=getattr(torch, loaded.spec.dtype),
+            device=loaded.device,
+            dtype=getattr(torch, loaded.spec.torch_dtype),
         )
         raw = loaded.spec.processing == "raw"
         bridge.enable_compatibility_mode(disable_warnings=True, no_processing=raw)
@@ -212,9 +215,9 @@ def _detached(part: Any, name: str) -> Any:
     return None if found is None else found.detach()
 
 
-def _as_hook(tap: Tap) -> Any:
+def _as_hook(tap: Tap, device: torch.device) -> Any:
     def hook(tensor: Tensor, hook: Any) -> Tensor | None:
-        flat = tensor.flatten(2)  # hook_z has the heads apart
+        flat = tensor.flatten(2).to(device)  # hook_z has the heads apart
         replaced = tap(flat)
         return None if replaced is None else replaced.reshape(tensor.shape)
 

@@ -78,11 +78,13 @@ class Modular(Blockwise):
 @dataclass(frozen=True)
 class Reader:
     """Hands a module's tensor to a tap as ``[batch, position, width]`` and puts back what
-    the tap returns; None where it returns None. ``shape`` is that of the tokens."""
+    the tap returns; None where it returns None. ``shape`` is that of the tokens, ``device``
+    that of the block."""
 
     part: Part
     tap: Tap
     shape: torch.Size
+    device: torch.device
 
     def output(self, output: Any) -> Any:
         """The same for what a module returns: a tensor, or a tuple or list that begins with it."""
@@ -93,6 +95,7 @@ class Reader:
 
     def tensor(self, tensor: Tensor) -> Tensor | None:
         whole = tensor.reshape(*self.shape, -1)  # OPT flattens batch and position
+        whole = whole.to(self.device)
         seen, rest = whole, None
         if self.part.share > 1:
             seen, rest = whole.tensor_split([whole.shape[-1] // self.part.share], dim=-1)

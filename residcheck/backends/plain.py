@@ -44,7 +44,7 @@ class PlainBackend(Modular):
     def _attach(self, layer: int, site: Site, tap: Tap, shape: torch.Size) -> Any:
         part = self._blocks.parts[site]
         module = self._blocks.modules[layer].get_submodule(part.path)
-        read = Reader(part, tap, shape)
+        read = Reader(part, tap, shape, self.device(layer))
         if part.side == "input":
             return module.register_forward_pre_hook(_on_input(read), with_kwargs=True)
         return module.register_forward_hook(_on_output(read))

@@ -248,7 +248,9 @@ class Versions:
             said += [f"--{option}", getattr(spec, option)]
         if self.how.prompts_file is not None:
             said += ["--prompts", str(self.how.prompts_file)]
-        return [*said, "--batch-size", str(self.how.batch_size)]
+        if self.how.batch_size is not None:
+            said += ["--batch-size", str(self.how.batch_size)]
+        return said
 
     def _key(self, spec: ModelSpec, version: str) -> str:
         """Of all that a run depends on; libraries that are laid over are not those here."""

@@ -12,7 +12,6 @@ from residcheck.curves import HorizonInfo, Run, load_run
 from residcheck.errors import UsageError
 from residcheck.horizon import Variant
 from residcheck.measure import (
-    DEFAULT_BATCH_SIZE,
     EVERYTHING,
     HorizonOptions,
     installed_version,
@@ -36,7 +35,7 @@ class How:
 
     prompts_file: Path | None = None
     max_tokens: int | None = None
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     other_weights: bool = False
 
 

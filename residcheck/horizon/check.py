@@ -32,6 +32,8 @@ def check_blocks(backend: Backend, tokens: Int[Tensor, "batch pos"], tolerance: 
         del taps[layer, "resid_pre"]
         try:
             backend.alone(layer, stream, tokens, torch.ones_like(tokens), taps)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # of many kinds: an architecture whose blocks need each other
             raise UnsupportedModelError(
                 f"layer {layer} cannot run alone: {first_line(error)}", _HINT
@@ -39,7 +41,7 @@ def check_blocks(backend: Backend, tokens: Int[Tensor, "batch pos"], tolerance: 
         for (at, site), there in whole.found.items():
             if at == layer and site != "resid_pre":
                 _compare(layer, site, alone.found[layer, site], there, stream, tolerance)
-    last = whole.found[backend.anatomy.n_layers - 1, "resid_post"]
+    last = whole.found[backend.anatomy.n_layers - 1, "resid_post"].to(tokens.device)
     shift = logit_distance(backend.unembed(last.flatten(0, 1)), logits.flatten(0, 1))
     if not shift <= tolerance.logits:
         raise UnsupportedModelError(

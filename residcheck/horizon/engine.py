@@ -143,18 +143,18 @@ class _Group:
         stream = torch.cat([row.stream for row in rows])
 
         def on_attention(a: Stream) -> None:
-            middles.append(stream + a)
+            middles.append(stream + a.to(stream.device))
 
         def on_mlp(m: Stream) -> None:
-            written.append(wide(m))
+            written.append(wide(m, stream.device))
 
-        def read(_: Stream) -> Stream:
+        def read(x: Stream) -> Stream:
             own = middles[0].chunk(size)
             reads = [
                 self._read(row, layer, 2 * layer + 1, middle)
                 for row, middle in zip(rows, own, strict=True)
             ]
-            return torch.cat(reads).to(self._engine.dtype)
+            return torch.cat(reads).to(x.device, self._engine.dtype)
 
         taps: dict[tuple[int, Site], Tap] = {
             (layer, "attn_out"): on_attention,

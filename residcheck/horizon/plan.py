@@ -15,7 +15,8 @@ DEFAULT_MEMORY = 2 << 30
 # Tokens in a block, and tokens unembedded, that are of use together. Two cores reach their
 # speed at about a thousand, and logits of 128 tokens stay in their cache; an accelerator
 # takes some ten thousand.
-_USEFUL = {"cpu": (4096, 128), "accelerator": (32768, 2048)}
+USEFUL_TOKENS = 32768
+_USEFUL = {"cpu": (4096, 128), "accelerator": (USEFUL_TOKENS, 2048)}
 _SMALLEST_PIECE = 16
 
 
@@ -26,6 +27,15 @@ class Plan:
     prompts: int
     rows: int
     piece: int
+
+    def smaller(self) -> Plan | None:
+        """About half as much together: prompts first, then horizons, then tokens."""
+        piece = max(_SMALLEST_PIECE, self.piece // 2)
+        if self.prompts > 1:
+            return Plan((self.prompts + 1) // 2, self.rows, piece)
+        if self.rows > 1:
+            return Plan(1, (self.rows + 1) // 2, piece)
+        return Plan(1, 1, piece) if piece < self.piece else None
 
 
 @dataclass(frozen=True)
@@ -56,18 +66,23 @@ class Demand:
         tokens: int,
     ) -> Demand:
         """For prompts of ``tokens``."""
-        wide, narrow = torch.promote_types(dtype, torch.float32).itemsize, dtype.itemsize
+        wide = torch.promote_types(dtype, torch.float32).itemsize
         stream = anatomy.d_model * wide
         boundaries = anatomy.n_layers * (2 if middles else 1) + 1
         kept = max((s.most_kept(original) for s in schedules), default=0)
-        hidden = 4 * (anatomy.d_mlp or 4 * anatomy.d_model)  # gate, linear part, both, and one more
-        scores = 3 * anatomy.n_heads * tokens  # of attention that holds them, and a softmax
-        block = (8 * anatomy.d_model + hidden) * narrow + scores * wide
         return cls(
             batch=(boundaries + len(schedules)) * stream,
-            row=(kept + 6) * stream + block,
+            row=(kept + 6) * stream + block_bytes(anatomy, dtype, tokens),
             piece=5 * vocab * wide,
         )
+
+
+def block_bytes(anatomy: Anatomy, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes per token of what one block makes of prompts of ``tokens``."""
+    wide = torch.promote_types(dtype, torch.float32).itemsize
+    hidden = 4 * (anatomy.d_mlp or 4 * anatomy.d_model)  # gate, linear part, both, and one more
+    scores = 3 * anatomy.n_heads * tokens  # of attention that holds them, and a softmax
+    return (8 * anatomy.d_model + hidden) * dtype.itemsize + scores * wide
 
 
 def plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,10 +29,11 @@ class Truncation:
     variant: Variant
     schedules: Sequence[Schedule]
     dtype: torch.dtype
-    means: Means | None = None
 
     def __post_init__(self) -> None:
         self.schedules = list(dict.fromkeys(self.schedules))
+        mean = self.variant.ablation == "mean"
+        self.means = Means(self.backend, self.middles) if mean else None
 
     @property
     def original(self) -> bool:
@@ -58,10 +59,10 @@ class Truncation:
         )  # fmt: skip
         return plan(demand, memory, prompts, tokens, len(self.schedules), device)
 
-    def take_means(self, batches: Iterable[Tokens]) -> None:
-        """See all prompts once, for the means that an ablation by the mean leaves."""
-        if self.variant.ablation == "mean":
-            self.means = Means(self.backend, batches, self.middles)
+    def see(self, batch: Tokens) -> None:
+        """For an ablation by the mean: every batch is to be seen before the first is scored."""
+        if self.means is not None:
+            self.means.see(batch)
 
     def scores(
         self, batch: Tokens, plan: Plan, note: Callable[[int], None] = lambda blocks: None

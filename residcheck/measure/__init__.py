@@ -6,7 +6,7 @@ reduced to scalars per token and layer on the device, and nothing else is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,16 @@ from residcheck.measure.horizons import WHOLE, HorizonRecording
 from residcheck.measure.horizons import HorizonOptions as HorizonOptions
 from residcheck.measure.horizons import curves_of as curves_of
 from residcheck.measure.invariances import batch_probe, processing_probe, reprocessing_probe
+from residcheck.measure.memory import (
+    DEFAULT_BATCH_SIZE,
+    Free,
+    budget,
+    free_memory,
+    in_pieces,
+    out_of_memory,
+    pass_bytes,
+    prompts_that_fit,
+)
 from residcheck.measure.opening import Session as Session
 from residcheck.measure.opening import open_session as open_session
 from residcheck.measure.probes import centring_probe, padding_probe
@@ -30,15 +40,13 @@ from residcheck.measure.provenance import installed as installed
 from residcheck.measure.provenance import installed_version as installed_version
 from residcheck.measure.random_inputs import mlp_experiments
 from residcheck.measure.recording import Recording
-from residcheck.measure.tokens import batches
+from residcheck.measure.tokens import batch_of, longest_first
 from residcheck.models import ModelSpec, load
 from residcheck.names import EVERYTHING as EVERYTHING
 from residcheck.names import HORIZON
 from residcheck.names import QUANTITIES as QUANTITIES
 from residcheck.progress import Progress, silent
 from residcheck.weights.statistics import folded_statistics
-
-DEFAULT_BATCH_SIZE = 8
 
 
 class MeasurementInterrupted(KeyboardInterrupt):
@@ -55,7 +63,7 @@ def measure(
     *,
     max_tokens: int | None = None,
     names: Iterable[str] = EVERYTHING,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     horizon: HorizonOptions = WHOLE,
     progress: Progress = silent,
 ) -> Run:
@@ -65,7 +73,8 @@ def measure(
         prompts: the shipped passages unless given.
         max_tokens: longest prompt, counting BOS; 128 unless given.
         names: curves to take, of :data:`EVERYTHING`.
-        batch_size: prompts per forward pass.
+        batch_size: prompts per forward pass; unless given, what free memory has room for on
+            a GPU, and 8 elsewhere. What turns out not to fit is taken again in halves.
         horizon: how the curves over layer horizons are taken.
 
     Raises:
@@ -88,20 +97,28 @@ def describe(spec: ModelSpec, progress: Progress = silent) -> ModelInfo:
 def run_session(
     session: Session,
     names: Iterable[str] = EVERYTHING,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     horizon: HorizonOptions = WHOLE,
     progress: Progress = silent,
+    free: Free = free_memory,
 ) -> Run:
-    """The instrumented pass over the session's prompts, and all that is asked for beside it."""
+    """The instrumented pass over the session's prompts, and all that is asked for beside it.
+
+    Args:
+        free: how much memory a device has left.
+
+    Raises:
+        LoadError: not even one prompt fits into the device's memory.
+    """
     wanted = checked(names, batch_size)
-    device = session.loaded.spec.device
-    horizons = HorizonRecording(session, wanted, horizon, batch_size)
+    memory = budget(session.loaded.devices, free)
+    horizons = HorizonRecording(session, wanted, horizon, batch_size, memory)
     recording = Recording(session, wanted)
     experiments: dict[str, Curve] = {}
     try:
         _check_horizons(horizons, session, wanted)
         experiments = _run_experiments(session, wanted, progress)
-        _run_pass(recording, session, batch_size, progress)
+        _run_pass(recording, session, batch_size or _room(session, memory), progress)
         horizons.take_all(progress)
         if "reprocessing_shift" in wanted:
             experiments |= _reprocess(session)
@@ -111,11 +128,7 @@ def run_session(
         unfinished = recording.run(experiments | horizons.curves(), complete=False)
         raise MeasurementInterrupted(_with(horizons, unfinished)) from None
     except torch.OutOfMemoryError as error:
-        raise LoadError(
-            f"{device} ran out of memory at {batch_size} prompts of "
-            f"{session.encoded.max_tokens} tokens",
-            "use a smaller --batch-size, --max-tokens or --memory",
-        ) from error
+        raise out_of_memory(session.loaded.device, session.encoded.max_tokens) from error
     finished = _with(horizons, recording.run(experiments | horizons.curves(), complete=True))
     assert finished is not None
     return finished
@@ -138,15 +151,28 @@ def _with(horizons: HorizonRecording, run: Run | None) -> Run | None:
 
 def _run_pass(recording: Recording, session: Session, batch_size: int, progress: Progress) -> None:
     label, total = f"measuring {session.loaded.id}", sum(map(len, session.encoded.ids))
-    for batch in batches(session.encoded, batch_size, session.loaded.spec.device):
+    encoded, device = session.encoded, session.loaded.device
+
+    def take(indices: Sequence[int]) -> None:
         progress(label, recording.tokens, total)
-        recording.take(batch)
+        recording.take(batch_of(encoded, indices, device))
+
+    in_pieces(longest_first(encoded), batch_size, take, device)
     progress(label, total, total)
+
+
+def _room(session: Session, memory: int | None) -> int:
+    """How many prompts as long as the longest are run together in ``memory``."""
+    if memory is None:
+        return DEFAULT_BATCH_SIZE
+    tokens, dtype = max(map(len, session.encoded.ids)), session.loaded.spec.torch_dtype
+    per_prompt = pass_bytes(session.backend.anatomy, getattr(torch, dtype), tokens)
+    return prompts_that_fit(memory, per_prompt, tokens)
 
 
 def _run_experiments(session: Session, names: list[str], progress: Progress) -> dict[str, Curve]:
     """All that is not taken in the pass: probes, statistics of weights, random inputs."""
-    backend, device = session.backend, session.loaded.spec.device
+    backend, device = session.backend, session.loaded.device
     wanted = [name for name in names if name not in session.missing]
     curves = {name: curve for name, curve in session.stored.items() if name in wanted}
     if {"bos_spread", "padding_spread", "padding_shift"} & set(wanted):

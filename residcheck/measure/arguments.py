@@ -9,13 +9,13 @@ from residcheck.errors import UsageError
 from residcheck.names import EVERYTHING
 
 
-def checked(names: Iterable[str], batch_size: int) -> list[str]:
+def checked(names: Iterable[str], batch_size: int | None) -> list[str]:
     """The names of curves, as a list.
 
     Raises:
         UsageError: a name that is none, or a batch without prompts.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(
             f"--batch-size {batch_size} measures nothing",
             "it counts the prompts of a forward pass, so it must be at least 1",

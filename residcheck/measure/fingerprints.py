@@ -29,7 +29,7 @@ def fingerprints(backend: Backend, tokens: Int[Tensor, "batch pos"]) -> dict[str
     seen: list[Float[Tensor, "batch direction"]] = []
 
     def see(x: Float[Tensor, "batch pos d"]) -> None:
-        seen.append(_projected(backend.anatomy.centred(x[:, -1].double())))
+        seen.append(_projected(backend.anatomy.centred(x[:, -1].double())).cpu())
 
     taps: Taps = {(n, "resid_post"): see for n in range(backend.anatomy.n_layers)}
     logits = backend.forward(tokens, torch.ones_like(tokens), taps, logits=True)
@@ -52,5 +52,5 @@ def _projected(x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch direction"]:
 
 
 def _curve(name: str, layers: list[Float[Tensor, "batch direction"]]) -> Curve:
-    values: np.ndarray = torch.stack(layers, dim=-1).cpu().numpy()
+    values: np.ndarray = torch.stack(layers, dim=-1).numpy()
     return Curve(name, ("token", "direction", "layer"), values, "relative projection")

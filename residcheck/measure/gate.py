@@ -68,7 +68,7 @@ def _run(
 ) -> Float[Tensor, "batch pos vocab"] | None:
     try:
         return backend.forward(tokens, torch.ones_like(tokens), taps, logits=logits)
-    except ResidcheckError:
+    except (ResidcheckError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # libraries fail in many ways on what they do not support
         reason = first_line(error)

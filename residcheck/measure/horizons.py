@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from residcheck.horizon import (
     schedule,
     upper_half,
 )
+from residcheck.measure.memory import DEFAULT_BATCH_SIZE, fits, in_pieces
 from residcheck.measure.opening import Session
-from residcheck.measure.tokens import Batch, Encoded, batches
+from residcheck.measure.tokens import Batch, Encoded, batch_of, longest_first
 from residcheck.names import HORIZON
 from residcheck.progress import Progress
 from residcheck.tolerances import tolerance
@@ -42,12 +44,13 @@ class HorizonOptions:
         variant: what a horizon means.
         sample: a sample will do where the prompts have more than :data:`SAMPLE_LIMIT`
             tokens, since all horizons cost half as many passes as there are layers.
-        memory: bytes to take beside the model.
+        memory: bytes to take beside the model; unless given, half of what is free on a GPU,
+            and :data:`~residcheck.horizon.DEFAULT_MEMORY` elsewhere.
     """
 
     variant: Variant = DEFINITION
     sample: bool = False
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
 
 
 WHOLE = HorizonOptions()
@@ -62,12 +65,22 @@ def curves_of(variant: Variant) -> list[str]:
 class HorizonRecording:
     """The wanted curves over horizons of one session.
 
+    Args:
+        batch_size: at most so many prompts together; unless given, as many as ``free`` allows,
+            or 8.
+        free: bytes that can be had beside the model; None where that is not known.
+
     Raises:
         UsageError: a layer that the model has not, or too little memory.
     """
 
     def __init__(
-        self, session: Session, names: Iterable[str], options: HorizonOptions, batch_size: int
+        self,
+        session: Session,
+        names: Iterable[str],
+        options: HorizonOptions,
+        batch_size: int | None,
+        free: int | None = None,
     ) -> None:
         self._names = [n for n in names if n in HORIZON and n not in session.missing]
         self._session, self._variant = session, options.variant
@@ -79,13 +92,16 @@ class HorizonRecording:
         self._variant.check(backend.anatomy.n_layers)
         self._schedules = {name: self._schedules_of(name) for name in self._names}
         every = [s for schedules in self._schedules.values() for s in schedules]
-        self._truncation = Truncation(backend, self._variant, every, getattr(torch, spec.dtype))
+        dtype = getattr(torch, spec.torch_dtype)
+        self._truncation = Truncation(backend, self._variant, every, dtype)
+        prompts = len(self._encoded.ids)
+        most = batch_size or (DEFAULT_BATCH_SIZE if free is None else prompts)
         self._plan = self._truncation.plan(
-            options.memory,
-            min(batch_size, len(self._encoded.ids)),
+            options.memory or free or DEFAULT_MEMORY,
+            min(most, prompts),
             max(map(len, self._encoded.ids)),
             int(session.loaded.model.config.get_text_config().vocab_size),
-            spec.device,
+            session.loaded.device,
         )
         self._arrays = {name: self._empty(name, spec.dtype) for name in self._names}
 
@@ -126,23 +142,33 @@ class HorizonRecording:
         """Run every batch; of an interrupted run, what was finished stays."""
         if not self._names:
             return
-        label, device = f"horizons of {self._session.loaded.id}", self._session.loaded.spec.device
-        parts = list(batches(self._encoded, self._plan.prompts, device))
-        total, done = self._truncation.work * len(parts), 0
+        label, device = f"horizons of {self._session.loaded.id}", self._session.loaded.device
+        work, order = self._truncation.work, longest_first(self._encoded)
+        total, done = work * len(order), 0
+        batch: Batch
 
         def note(blocks: int) -> None:
             nonlocal done
-            done += blocks
+            done += blocks * len(batch.indices)
             progress(label, done, total)
 
         progress(label, 0, total)
-        self._truncation.take_means((batch.tokens, batch.mask) for batch in parts)
-        for number, batch in enumerate(parts, 1):
-            self._take(batch, note)
-            done = self._truncation.work * number
+        in_pieces(order, self._plan.prompts, partial(self._see, device), device)
+        while rest := order[len(self._done) :]:
+            batch = batch_of(self._encoded, rest[: self._plan.prompts], device)
+            done, smaller = work * len(self._done), self._plan.smaller()
+            if smaller is None:
+                self._take(batch, note)
+            elif not fits(partial(self._take, batch, note), device):
+                self._plan = smaller  # for this batch and those after it
         progress(label, total, total)
 
-    def _take(self, batch: Batch, note: Any) -> None:
+    def _see(self, device: str, indices: Sequence[int]) -> None:
+        batch = batch_of(self._encoded, indices, device)
+        self._truncation.see((batch.tokens, batch.mask))
+
+    def _take(self, batch: Batch, note: Callable[[int], None]) -> None:
+        """Run a batch and keep its scores: of all its prompts, or of none."""
         plain, found = self._truncation.scores((batch.tokens, batch.mask), self._plan, note)
         lengths: list[int] = (batch.mask.sum(dim=1) - 1).tolist()
         for name in self._names:

@@ -134,7 +134,8 @@ class Identities:
 
     def _test(self, layer: int, identity: str, left: Tensor, sites: tuple[Site, ...]) -> None:
         bound = self._norm_bound if sites[-1] in NORMS else self._sum_bound
-        size = distance(left, self._seen[sites[-1]])
+        right = self._seen[sites[-1]]
+        size = distance(left.to(right.device), right)
         if not size <= bound:
             hooks = tuple(self._backend.hook_name(layer, site) for site in sites)
             self.mismatches.append(Mismatch(layer, identity, size, bound, hooks))

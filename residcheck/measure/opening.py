@@ -57,13 +57,13 @@ class Session:
 
     @cached_property
     def affines(self) -> dict[tuple[int, Site], Affine]:
-        """Gain and bias at every norm that a sublayer reads through, on the model's device."""
-        anatomy, device = self.backend.anatomy, self.gate_tokens.device
+        """Gain and bias at every norm that a sublayer reads through, on the layer's device."""
+        anatomy = self.backend.anatomy
         norms: tuple[Site, ...] = ("ln1_out", "ln2_out")
         found: dict[tuple[int, Site], Affine] = {}
         for site in (site for site in norms if anatomy.has(site)):
             for layer in range(anatomy.n_layers):
-                affine = self.backend.affine(layer, site)
+                affine, device = self.backend.affine(layer, site), self.backend.device(layer)
                 found[layer, site] = Affine(affine.gain.to(device), affine.bias.to(device))
         return found
 
@@ -98,10 +98,28 @@ def open_loaded(
     Args:
         opener: makes the backend, once the plain model's logits and stored weights are known.
     """
-    spec, wanted = loaded.spec, list(names)
+    try:
+        return _checked(loaded, prompts, max_tokens, progress, list(names), opener)
+    except torch.OutOfMemoryError as error:
+        raise LoadError(
+            f"{loaded.device} ran out of memory while {loaded.id} was checked, on a few tokens",
+            "its weights leave too little room: try dtype=bf16, or --device auto",
+        ) from error
+
+
+def _checked(
+    loaded: LoadedModel,
+    prompts: Prompts,
+    max_tokens: int | None,
+    progress: Progress,
+    wanted: list[str],
+    opener: Callable[[LoadedModel], Backend],
+) -> Session:
+    """The session, once the gates are passed."""
+    spec = loaded.spec
     config = loaded.model.config.get_text_config()
     encoded = encode(prompts, loaded.tokenizer, config, max_tokens)
-    tokens = _gate_tokens(encoded).to(spec.device)
+    tokens = _gate_tokens(encoded).to(loaded.device)
     reference = _plain_logits(loaded, tokens)
     progress(f"reading the weights of {loaded.id}", 0, None)
     stored, unstored = _of_stored_weights(loaded, tokens, wanted)
@@ -139,6 +157,8 @@ def _plain_logits(
     try:
         with quiet_libraries():
             logits: Tensor = loaded.model(input_ids=tokens, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = first_line(error)
         raise LoadError(

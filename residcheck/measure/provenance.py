@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,7 +12,8 @@ import torch
 from residcheck.backends import Anatomy, Backend, Site
 from residcheck.curves import ModelInfo
 from residcheck.measure.random_inputs import can_be_fed
-from residcheck.models import LoadedModel, ModelSpec
+from residcheck.models import LoadedModel, ModelSpec, on_gpu
+from residcheck.models.spec import SPREAD
 from residcheck.names import OF_PROCESSING, QUANTITIES, STATISTICS, Part
 from residcheck.weights.canonical import canonical
 
@@ -111,12 +113,25 @@ def environment(backend: Backend, device: str) -> dict[str, str]:
 def installed(device: str) -> dict[str, str]:
     """Versions of what every run goes through, and the machine."""
     libraries = ("residcheck", "torch", "transformers", "transformer_lens", "numpy", "scipy")
-    on_gpu = device.startswith("cuda")
     return {
         "python": platform.python_version(),
         **{name: installed_version(name) for name in libraries},
         "platform": f"{platform.system()} {platform.machine()}",
-        "accelerator": torch.cuda.get_device_name(device) if on_gpu else "none",
+        "accelerator": "none",
+        **(_gpu(device) if on_gpu(device) else {}),
+    }
+
+
+def _gpu(device: str) -> dict[str, str]:
+    """The GPUs by name, and how they multiply float32 matrices: highest is in float32 itself."""
+    spread = device == SPREAD
+    places = range(torch.cuda.device_count()) if spread else [device]
+    names = Counter(torch.cuda.get_device_name(place) for place in places)
+    said = [name if count == 1 else f"{count} x {name}" for name, count in names.items()]
+    return {
+        "accelerator": ", ".join(said),
+        "cuda": str(torch.version.cuda),
+        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 

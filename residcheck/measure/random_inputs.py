@@ -64,15 +64,15 @@ def mlp_experiments(
     feed = _Feeder(backend, affines, encoded, device)
     found: dict[str, Tensor] = {}
     if wanted & _ON_GAUSSIAN:
-        x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian")).to(device)
+        x = torch.randn(DRAWS, anatomy.d_model, generator=generator("gaussian"))
         gaussian = feed(lambda layer: x)
         found |= {"mlp_random_norm": gaussian.norm, "activation_rate_random": gaussian.rate}
     if wanted & _ON_RESAMPLED:
         real = _first_streams(backend, encoded, device)
-        rows = torch.randint(len(real[0]), (DRAWS,), generator=generator("resampled")).to(device)
+        rows = torch.randint(len(real[0]), (DRAWS,), generator=generator("resampled"))
         found["activation_rate_resampled"] = feed(lambda layer: real[layer][rows]).rate
         size = (DRAWS, anatomy.d_model)
-        cells = torch.randint(len(real[0]), size, generator=generator("shuffled")).to(device)
+        cells = torch.randint(len(real[0]), size, generator=generator("shuffled"))
         found["activation_rate_shuffled"] = feed(lambda layer: real[layer].gather(0, cells)).rate
     return {name: as_curve(name, values) for name, values in found.items() if name in wanted}
 
@@ -112,7 +112,8 @@ class _Feeder:
 
         def replace(x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
             filled = torch.zeros(x.shape[0] * x.shape[1], x.shape[2], device=x.device)
-            filled[:DRAWS] = normalised(inputs(layer).float(), affine, anatomy)
+            drawn = inputs(layer).to(x.device).float()
+            filled[:DRAWS] = normalised(drawn, affine, anatomy)
             return filled.reshape(x.shape).to(x.dtype)
 
         return replace
@@ -125,7 +126,7 @@ class _Feeder:
 def _by_draw(columns: list[Float[Tensor, "batch pos"]]) -> Float[Tensor, "draw layer"]:
     if not columns:
         return torch.empty(DRAWS, 0)
-    return torch.stack([column.flatten()[:DRAWS] for column in columns], dim=-1)
+    return torch.stack([column.flatten()[:DRAWS].cpu() for column in columns], dim=-1)
 
 
 def _first_streams(
@@ -135,12 +136,12 @@ def _first_streams(
     without their means, which weights may be centred to leave out, under LayerNorm."""
     rows = [ids[: 1 + _FIRST_POSITIONS] for ids in encoded.ids[:_PROMPTS]]
     tokens, mask = pad(rows, encoded.pad_id, "right")
-    ordinary = mask.bool()[:, 1:].to(device)
+    ordinary = mask.bool()[:, 1:]
     site: Site = "resid_pre" if backend.anatomy.parallel else "resid_mid"
     streams: list[Tensor] = []
 
     def keep(x: Float[Tensor, "batch pos d"]) -> None:
-        streams.append(backend.anatomy.centred(x[:, 1:][ordinary].float()))
+        streams.append(backend.anatomy.centred(x[:, 1:][ordinary].float()).cpu())
 
     taps: dict[tuple[int, Site], Tap] = {
         (layer, site): keep for layer in range(backend.anatomy.n_layers)

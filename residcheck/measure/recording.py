@@ -30,7 +30,7 @@ class Recording:
         self._dtype = torch.float64 if double else torch.float32
         self._names = available(wanted, anatomy)
         self._structure = [n for n in wanted if n in STRUCTURE and n not in session.missing]
-        device = session.loaded.spec.device
+        device = session.loaded.device
         if self._structure:
             self._rotation = random_rotation(anatomy.d_model).to(device, self._dtype)
             self._around = surroundings(session.backend)
@@ -47,7 +47,7 @@ class Recording:
         return not self._names and not self._structure
 
     def take(self, batch: Batch) -> None:
-        """Run a batch and keep what its taps leave."""
+        """Run a batch and keep what its taps leave: of all its prompts, or of none."""
         if self.idle:
             self.done += batch.indices
             return
@@ -64,13 +64,13 @@ class Recording:
             )
             taps = both(taps, structure.taps())
         backend.forward(batch.tokens, batch.mask, taps, logits=False)
+        sampled = {} if structure is None else structure.rows()
         for name, values in recorder.values.items():
             table = values.cpu().numpy()
             for row, index in enumerate(batch.indices):
                 self._arrays[name][index, : lengths[row]] = table[row, : lengths[row]]
         self._refuse_nonfinite(batch.indices, lengths)
-        if structure is not None:
-            self._keep(batch.indices, structure.rows())
+        self._keep(batch.indices, sampled)
         self.done += batch.indices
         self.tokens += sum(lengths)
 

@@ -89,7 +89,8 @@ class StructureRecorder:
         }.get(site, self._on_stream)
 
         def tap(x: Tensor) -> None:
-            sample = x.gather(1, self._index[..., None].expand(-1, -1, x.shape[-1]))
+            index = self._index.to(x.device)[..., None]
+            sample = x.gather(1, index.expand(-1, -1, x.shape[-1]))
             see(layer, sample.to(self._rotation.dtype))
 
         return tap
@@ -97,15 +98,15 @@ class StructureRecorder:
     def _on_stream(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
         self._stream = self._anatomy.centred(x)
         if len(self._norms) == layer:  # at resid_pre, the first of the layer's two
-            self._norms.append(self._stream.norm(dim=-1))
+            self._norms.append(self._gathered(self._stream.norm(dim=-1)))
             if layer == 0:
-                self._writes.append(self._stream)
+                self._writes.append(self._gathered(self._stream))
 
     def _on_write(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
-        self._writes.append(self._anatomy.centred(x))
+        self._writes.append(self._gathered(self._anatomy.centred(x)))
 
     def _on_basis(self, layer: int, x: Float[Tensor, "batch sample d"]) -> None:
-        x = self._anatomy.centred(x)
+        x = self._gathered(self._anatomy.centred(x))
         self._note("resid_post_kurtosis", kurtosis(x))
         self._note("resid_post_kurtosis_rotated", kurtosis(x @ self._rotation))
 
@@ -187,8 +188,13 @@ class StructureRecorder:
 
     def _over_ordinary(self, x: Float[Tensor, "batch sample ..."]) -> Float[Tensor, "batch ..."]:
         """Mean over the sampled positions but position 0; NaN where a prompt has no other."""
+        x = self._gathered(x)
         valid = self._valid[:, 1:].reshape(len(x), -1, *[1] * (x.ndim - 2))
         return x[:, 1:].where(valid, torch.nan).nanmean(dim=1)
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """On one device; layers of a model that is spread over GPUs have each their own."""
+        return x.to(self._rotation.device)
 
 
 def surroundings(backend: Backend) -> list[Surroundings]:

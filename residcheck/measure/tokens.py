@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,11 +126,20 @@ def _bos(tokenizer: Any) -> tuple[int, str]:
 
 def batches(encoded: Encoded, size: int, device: str) -> Iterator[Batch]:
     """Batches of prompts of like length, longest first."""
-    order = sorted(range(len(encoded.ids)), key=lambda i: (-len(encoded.ids[i]), i))
+    order = longest_first(encoded)
     for start in range(0, len(order), size):
-        indices = order[start : start + size]
-        tokens, mask = pad([encoded.ids[i] for i in indices], encoded.pad_id, "right")
-        yield Batch(indices, tokens.to(device), mask.to(device))
+        yield batch_of(encoded, order[start : start + size], device)
+
+
+def longest_first(encoded: Encoded) -> list[int]:
+    """The prompts in the order in which they are run, so that rows of a batch are alike."""
+    return sorted(range(len(encoded.ids)), key=lambda i: (-len(encoded.ids[i]), i))
+
+
+def batch_of(encoded: Encoded, indices: Sequence[int], device: str) -> Batch:
+    """Some prompts as one batch."""
+    tokens, mask = pad([encoded.ids[i] for i in indices], encoded.pad_id, "right")
+    return Batch(list(indices), tokens.to(device), mask.to(device))
 
 
 def pad(

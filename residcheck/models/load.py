@@ -17,9 +17,10 @@ from residcheck.errors import (
 )
 from residcheck.models.builtin import BUILTIN
 from residcheck.models.cache import sha256, weights_digest
+from residcheck.models.devices import check_device, refuse_offloaded, set_products
 from residcheck.models.gguf import cached_builtin, cached_gguf
 from residcheck.models.quiet import quiet_libraries
-from residcheck.models.spec import ModelSpec, path_exists
+from residcheck.models.spec import SPREAD, ModelSpec, path_exists
 from residcheck.planted import is_planted
 from residcheck.progress import Progress, silent
 
@@ -37,6 +38,20 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     spec: ModelSpec
+
+    @property
+    def device(self) -> str:
+        """Where tokens go and results come together; of a spread model, its first GPU."""
+        if self.spec.device != SPREAD:
+            return self.spec.device
+        return str(next(self.model.parameters()).device)
+
+    @property
+    def devices(self) -> list[str]:
+        """Every device that holds a part of the model."""
+        if self.spec.device != SPREAD:
+            return [self.spec.device]
+        return list(dict.fromkeys(str(p.device) for p in self.model.parameters()))
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
         NonFiniteError: NaN or infinity in a weight.
     """
     check_device(spec.device)
+    set_products(spec)
     if is_planted(spec.name):
         return _placed(_planted(spec))
     located = _locate(spec, progress)
@@ -72,7 +88,7 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
 
 def _placed(loaded: LoadedModel) -> LoadedModel:
     try:
-        loaded.model.to(loaded.spec.device)
+        _place(loaded)
     except (RuntimeError, MemoryError) as error:
         raise LoadError(
             f"{loaded.id} does not fit on {loaded.spec.device}: {first_line(error)}",
@@ -82,6 +98,13 @@ def _placed(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
+def _place(loaded: LoadedModel) -> None:
+    if loaded.spec.device != SPREAD:
+        loaded.model.to(loaded.spec.device)
+    elif not hasattr(loaded.model, "hf_device_map"):  # one GPU is enough: it was not spread
+        loaded.model.to("cuda")
+
+
 def _planted(spec: ModelSpec) -> LoadedModel:
     import torch
 
@@ -89,7 +112,7 @@ def _planted(spec: ModelSpec) -> LoadedModel:
     from residcheck.planted.tokens import tokenizer
 
     with quiet_libraries():
-        how = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec)}
+        how = {"dtype": getattr(torch, spec.torch_dtype), "attn_implementation": _attention(spec)}
         model = build(spec.name, **how)
     return LoadedModel(spec.name, CONSTRUCTION, model, tokenizer(), spec)
 
@@ -97,27 +120,6 @@ def _planted(spec: ModelSpec) -> LoadedModel:
 def _attention(spec: ModelSpec) -> str | None:
     """TransformerBridge computes attention itself, as eager does; None is transformers' choice."""
     return spec.attention or ("eager" if spec.backend == "transformer_lens" else None)
-
-
-def check_device(device: str) -> None:
-    """Raises :class:`UsageError` where this machine or torch build lacks ``device``."""
-    import torch
-
-    kind, _, index = device.partition(":")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device mps is not available here", "use --device cpu")
-    if kind != "cuda":
-        return
-    if not torch.cuda.is_available():
-        built = torch.version.cuda or "none: a CPU build of torch"
-        raise UsageError(
-            f"device {device} was asked for, but torch finds no CUDA GPU here (CUDA: {built})",
-            "use --device cpu, or install a CUDA build of torch (see the README)",
-        )
-    if index and int(index) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {device} does not exist: torch sees {torch.cuda.device_count()} GPU(s)"
-        )
 
 
 def check_name(spec: ModelSpec) -> None:
@@ -251,16 +253,18 @@ def _model_and_tokenizer(located: _Located, spec: ModelSpec) -> tuple[Any, Any]:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             located.source,
-            dtype=getattr(torch, spec.dtype),
+            dtype=getattr(torch, spec.torch_dtype),
             attn_implementation=_attention(spec),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below
+            device_map="auto" if spec.device == SPREAD else None,
             **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(located.source, **common)
     except Exception as error:  # safetensors, the hub and torch raise many kinds
         raise _cannot_load(located, error) from error
+    refuse_offloaded(located.id, model)
     _refuse_other_weights(located.id, model.config.get_text_config(), info)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers made an empty one
         raise LoadError(

@@ -23,7 +23,10 @@ DTYPES = {
     "fp64": "float64",
     "f64": "float64",
     "double": "float64",
+    "tf32": "tf32",
 }
+TF32 = "tf32"  # float32 whose matrix products are made of factors of 11 bits; CUDA only
+SPREAD = "auto"  # over all GPUs there are, by accelerate
 BACKENDS = ("transformer_lens", "transformers", "nnsight")
 PROCESSING = ("processed", "raw")
 OPTIONS = ("dtype", "device", "backend", "processing", "attention")
@@ -39,8 +42,10 @@ class ModelSpec:
         name: a built-in name, a hub id, the path of a folder or ``.gguf`` file, or
             ``planted:...``, a model whose answers are known.
         revision: branch, tag or commit of a hub model.
-        dtype: what the model computes in; ``float32`` unless said.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: what the model computes in; ``float32`` unless said. ``tf32`` is float32 with
+            matrix products in TF32, on CUDA.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` spreads the layers over all
+            GPUs there are.
         backend: the library that taps the model.
         processing: ``processed`` weights (gains folded, writing weights centred) as
             TransformerLens makes them, or ``raw`` ones. The other backends run the
@@ -71,8 +76,15 @@ class ModelSpec:
                 "leave processing out, or use backend=transformer_lens",
             )
         object.__setattr__(self, "processing", processing)
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
-            raise UsageError(f"unknown device {self.device!r}", "use cpu, cuda, cuda:N or mps")
+        if not re.fullmatch(rf"cpu|mps|{SPREAD}|cuda(:\d+)?", self.device):
+            raise UsageError(
+                f"unknown device {self.device!r}", "use cpu, cuda, cuda:N, auto or mps"
+            )
+
+    @property
+    def torch_dtype(self) -> str:
+        """What torch calls the dtype that weights and activations are held in."""
+        return "float32" if self.dtype == TF32 else self.dtype
 
     def with_options(self, **options: str | None) -> ModelSpec:
         """This spec with some options replaced; None and empty values leave them alone."""

@@ -27,7 +27,7 @@ _EXIT_STATUS = "Exit status: 0 written, 2 wrong usage, 3 could not measure."
               help="Also resid_pre, resid_mid; attn_out, mlp_out (what is added).")  # fmt: skip
 @click.option("--out", metavar="FILE.html", type=_FILE, default=Path("view.html"),
               show_default=True, help="HTML file to write.")  # fmt: skip
-@click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N or mps.")
+@click.option("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:N, auto or mps.")
 @click.option("--dtype", metavar="DTYPE", help="float32 (default), bf16, fp16, float64.")
 @click.option(
     "--backend", metavar="NAME", help="transformer_lens (default), transformers, nnsight."

@@ -53,7 +53,7 @@ def principal_component(session: Session, layer: int, number: int) -> Component:
 
 def _stream(session: Session, layer: int) -> Float[Tensor, "token d_model"]:
     """The stream after ``layer`` at the ordinary tokens of the passages, in float64."""
-    backend, device = session.backend, session.loaded.spec.device
+    backend, device = session.backend, session.loaded.device
     every = max(1, len(session.encoded.ids) // PASSAGES)
     passages = session.encoded.select(list(range(0, len(session.encoded.ids), every))[:PASSAGES])
     kept: list[Tensor] = []
@@ -70,4 +70,4 @@ def _stream(session: Session, layer: int) -> Float[Tensor, "token d_model"]:
 
 
 def _keep(kept: list[Tensor], where: Tensor, x: Tensor) -> None:
-    kept.append(x[where].cpu().double())
+    kept.append(x[where.to(x.device)].cpu().double())

@@ -77,7 +77,7 @@ def read(
 
     def tap(layer: int) -> Tap:
         def see(x: Tensor) -> None:
-            x = backend.anatomy.centred(x[0].to(direction.dtype))
+            x = backend.anatomy.centred(x[0].to(direction))
             found[layer] = (x @ direction, torch.linalg.vector_norm(x, dim=-1))
 
         return see

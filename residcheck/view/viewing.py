@@ -106,7 +106,7 @@ def view(
         centred=backend.anatomy.centring,
         layers=chosen,
         pieces=_pieces(session, text, tokens),
-        values=read(backend, tokens, found.vector, chosen, where, spec.device),
+        values=read(backend, tokens, found.vector, chosen, where, session.loaded.device),
         provenance=tuple(_provenance(session)),
     )
 

@@ -31,6 +31,11 @@ def rotation_shift(loaded: LoadedModel, tokens: Int[Tensor, "batch pos"], seed: 
         UnsupportedModelError: a model without canonical form here, or whose canonical form
             gives other outputs before any rotation, so that rotating it would show nothing.
     """
+    if hasattr(loaded.model, "hf_device_map"):
+        raise UnsupportedModelError(
+            f"{loaded.id} is spread over several devices, and a copy of it is not made",
+            "its residual stream is not rotated; measure it on one device",
+        )
     expected = _logits(loaded.model, tokens)
     made = canonicalise(loaded.model, _wider(expected))
     _refuse_other_outputs(loaded, _logits(made.model, tokens), expected)

@@ -133,7 +133,8 @@ def _on_gaussian(weights: LayerWeights, wanted: frozenset[str]) -> Columns:
     if wanted.isdisjoint(forms):
         return {}
     matrices = (matrix(weights, name) for name in MATRICES)
-    absent = (torch.full((DRAWS,), torch.nan, dtype=torch.float64),) * 2
+    device = weights.mlp.W_in.device
+    absent = (torch.full((DRAWS,), torch.nan, dtype=torch.float64, device=device),) * 2
     ratios = [absent if W is None else squared_ratios(W, DRAWS) for W in matrices]
     return {
         form: torch.stack([columns[i] for columns in ratios], dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,6 +83,10 @@ class Gram:
         triangle = torch.cat([row[n:] for n, row in enumerate(product.unbind())])
         return cls(triangle, float(diagonal.sum(dtype=torch.float64)), d_model)
 
+    def to(self, device: torch.device) -> Gram:
+        """The same on ``device``; layers of a spread model have each their own."""
+        return replace(self, triangle=self.triangle.to(device))
+
 
 def _later(read: int, write: int, parallel: bool) -> bool:
     """In a parallel block the MLP does not read what its own attention writes."""
@@ -97,7 +101,9 @@ def _fill(
     centred: bool,
 ) -> None:
     """Set the scores of a block of readers, with all earlier writes."""
+    device = next(iter(block.values())).triangle.device
     for write, gram in _grams(writing, layer_weights, range(max(block) // 2 + 1)):
+        gram = gram.to(device)
         for read, reader in block.items():
             if _later(read, write, parallel):
                 scores[write, read] = _composition(gram, reader, centred)
@@ -109,7 +115,8 @@ def _blocks(
     block: dict[int, Gram] = {}
     room = _room(layer_weights(0))
     for read, gram in _grams(reading, layer_weights, range(n_layers)):
-        block[read] = gram
+        first = next(iter(block.values()), gram)
+        block[read] = gram.to(first.triangle.device)
         if len(block) == room:
             yield block
             block = {}

@@ -1,0 +1,43 @@
+"""Which GPU a worker of pytest-xdist takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def own_gpu(worker: int, visible: str | None, count: Callable[[], int]) -> str | None:
+    """What ``CUDA_VISIBLE_DEVICES`` should be for a worker: GPU ``worker`` modulo their number.
+
+    Args:
+        visible: what it is now; None if it is not set, and then all GPUs can be seen.
+        count: how many GPUs there are, asked only if it is not set.
+
+    Returns:
+        One entry of ``visible``, or one number; None where there is no GPU to take.
+    """
+    if visible is None:
+        gpus = [str(number) for number in range(count())]
+    else:
+        gpus = [entry for part in visible.split(",") if (entry := part.strip())]
+    return gpus[worker % len(gpus)] if gpus else None
+
+
+def take_own_gpu(worker_id: str, devices: Iterable[str]) -> None:
+    """Show this process, the worker ``gwN``, one GPU, unless a model names its GPU or takes all.
+
+    To be called before CUDA is used: it reads the variable once.
+    """
+    if set(devices) != {"cuda"}:
+        return
+    own = own_gpu(int(worker_id.removeprefix("gw")), os.environ.get(VISIBLE), _count)
+    if own is not None:
+        os.environ[VISIBLE] = own
+
+
+def _count() -> int:
+    import torch
+
+    return torch.cuda.device_count()  # by NVML, which leaves CUDA as it is
