@@ -45,6 +45,13 @@ CONVENTIONS: tuple[Convention, ...] = (
         "the adapter says so (supports_center_writing_weights is false): gains are stored less 1",
         models=("nemotron",),
     ),
+    Convention(
+        "hooked",
+        "left padding",
+        "until 2.4 an attention mask was for start_at_layer only, as the docstring says; "
+        "padding_side was the way (TransformerLens issue 467, pull request 699)",
+        until="2.3.1",
+    ),
     *(
         Convention(
             "hooked",
