@@ -31,8 +31,6 @@ def hooked(folder: str, dtype: str) -> Iterator[tuple[str, Any]]:
     kind = "llama3" if rope_of(config).get("rope_type") == "llama3" else config.model_type
     name = OFFICIAL.get(kind)
     convert = loading.convert_hf_model_config
-    if name and name not in loading.OFFICIAL_MODEL_NAMES:
-        raise NotImplementedError(f"{name} is not supported")
     if name is None:
         loading.get_official_model_name = lambda given: given
     else:
@@ -90,4 +88,4 @@ def sized(known: dict[str, Any], config: Any) -> dict[str, Any]:
         own["attn_types"] = known["attn_types"][:layers]  # the library's own order
     # What the kind needs of these is what its fixed configuration sets.
     always = ("n_key_value_heads", "output_logits_soft_cap")
-    return known | {k: v for k, v in own.items() if k in known or (k in always and v and v > 0)}
+    return known | {k: v for k, v in own.items() if k in known or (k in always and v)}
