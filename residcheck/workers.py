@@ -26,7 +26,7 @@ def by_model(config: Any, log: Any, models: Iterable[str]) -> Any:
 
     names = tuple(models)
 
-    class ByModel(LoadGroupScheduling):
+    class ByModel(LoadGroupScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             scope: str = model_of(nodeid, names) or super()._split_scope(nodeid)
             return scope
