@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -317,4 +318,5 @@ def show(source: str, environment: Environment) -> str:
             return f"no answer within {_TIME:.0f} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return done.stdout.strip()
+    made = re.escape(tempfile.gettempdir()) + r"/tmp\w+"
+    return re.sub(made, "FOLDER", done.stdout.strip())
