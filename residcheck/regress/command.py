@@ -150,14 +150,11 @@ def _write(
 def reproduced(matrix: Matrix, table: Table, run_scripts: bool, progress: Progress) -> list[Shown]:
     """Findings with their scripts; those of the newest versions are run."""
     from residcheck.regress.page import Shown
-    from residcheck.regress.reproduce import can_write, script, show
+    from residcheck.regress.reproduce import script, show
 
     shown: list[Shown] = []
     for done, finding in enumerate(table.findings):
         progress("reproductions", done, len(table.findings))
-        if why := can_write(finding):
-            shown.append(Shown(finding, "", why))
-            continue
         environment = matrix.environment(finding.library, finding.span.last)
         source = script(finding, matrix.transformers_of(finding.library, finding.span.last))
         printed = show(source, environment) if run_scripts and finding.newest else ""

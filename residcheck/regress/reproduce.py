@@ -16,7 +16,7 @@ from residcheck.regress.expected import STREAM
 from residcheck.regress.findings import LOAD, Finding
 from residcheck.regress.judge import CACHE, LOGITS, LOSS, SIDES, STACKED, TWICE
 from residcheck.regress.stand.witness.asked import PADDED, PLAIN_SITES
-from residcheck.regress.stand.witness.hooked import OFFICIAL
+from residcheck.regress.stand.witness.hooked import OFFICIAL, rope_of, sized
 from residcheck.zoo import PAD, VOCAB
 
 _TIME = 180.0
@@ -53,13 +53,31 @@ lens = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.{pr
     "hooked": """\
 from transformer_lens import HookedTransformer, loading_from_pretrained as loading
 
-loading.get_official_model_name = lambda name: name  # a folder in the place of a hub name
 load = dict(hf_model=plain, device="cpu", dtype=torch.{precision})
 load["tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder)
-lens = HookedTransformer.from_pretrained{how}(folder, **load)
+{name}lens = HookedTransformer.from_pretrained{how}(folder, **load)
 """,
     "transformers": "lens = plain\n",
 }
+_FOLDER = "loading.get_official_model_name = lambda name: name  # a folder in the place of a name\n"
+_OFFICIAL = """\
+# What HookedTransformer does of this name, with the sizes of the model above.
+SIZES = {sizes}
+known = loading.convert_hf_model_config
+
+
+def convert(name, **more):
+    found = known({name!r}, **more)
+    found |= {{k: v for k, v in SIZES.items() if k in found or k in {always!r}}}
+    if "attn_types" in found:
+        found["attn_types"] = found["attn_types"][: found["n_layers"]]
+    return found
+
+
+loading.convert_hf_model_config = convert
+loading.get_official_model_name = lambda name: {name!r}
+folder = {name!r}
+"""
 
 
 def script(finding: Finding, transformers: str) -> str:
@@ -83,23 +101,44 @@ def script(finding: Finding, transformers: str) -> str:
     package = "transformers" if finding.library == "transformers" else "transformer-lens"
     head = f"# {package} {finding.span.last}, transformers {transformers}: {finding.quantity}\n"
     how = "" if processing == "processed" else "_no_processing"
-    opened = _OPEN[finding.library].format(precision=precision, how=how)
+    name = _named(finding.model) if finding.library == "hooked" else ""
+    opened = _OPEN[finding.library].format(precision=precision, how=how, name=name)
     if finding.library == "bridge" and processing == "processed":
         opened += "lens.enable_compatibility_mode(disable_warnings=True)\n"
     return head + made + opened + _measured(finding)
 
 
-def can_write(finding: Finding) -> str:
-    """Why there is no script for a finding; empty if there is one."""
-    if finding.library == "hooked" and zoo.MODELS[finding.model][0] in {
-        "gemma",
-        "gemma2",
-        "gemma3",
-    }:
-        return "HookedTransformer knows this architecture under fixed hub names only"
-    if finding.library == "hooked" and finding.model == "llama_long":
-        return f"HookedTransformer has this under a fixed name only ({OFFICIAL['llama3']})"
-    return ""
+_ALWAYS = ("n_key_value_heads", "output_logits_soft_cap")
+"""Set whether or not the configuration of the name has them."""
+
+
+class _Everything(dict[str, Any]):
+    """A configuration that has every field: what a model would set of each."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def _named(model: str) -> str:
+    """How HookedTransformer is told of a model: by its folder, or under the name it knows."""
+    import transformers
+
+    kind, given = zoo.arguments_of(model)
+    config = getattr(transformers, kind)(**given)
+    long = rope_of(config).get("rope_type") == "llama3"
+    name = OFFICIAL.get("llama3" if long else config.model_type)
+    if name is None:
+        return _FOLDER
+    sizes = sized(_Everything(attn_types=[]), config)
+    sizes = {k: v for k, v in sizes.items() if v not in (None, [])}
+    if sizes.get("output_logits_soft_cap", 0) <= 0:
+        sizes.pop("output_logits_soft_cap", None)
+    return _OFFICIAL.format(sizes=_listed(sizes), name=name, always=_ALWAYS)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    inside = "".join(f"    {name!r}: {value!r},\n" for name, value in values.items())
+    return "{\n" + inside + "}"
 
 
 def _only_double(finding: Finding) -> bool:
