@@ -75,6 +75,15 @@ def pytest_configure(config: pytest.Config) -> None:
             take_own_gpu(config.workerinput["workerid"], {s.device for s in specs.values()})
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadgroup" or SESSION not in config.stash:
+        return None
+    from residcheck.workers import by_model
+
+    return by_model(config, log, _measurements(config).specs)
+
+
 def _measurements(config: pytest.Config) -> Measurements:
     """This session's measurements, set up when first asked for."""
     if SESSION not in config.stash:

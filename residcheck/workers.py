@@ -1,11 +1,37 @@
-"""Which GPU a worker of pytest-xdist takes."""
+"""Which tests a worker of pytest-xdist takes, and which GPU."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def model_of(node_id: str, models: Iterable[str]) -> str | None:
+    """Which of ``models`` a test is about, by the id of its parameters; None if none."""
+    _, _, parameters = node_id.removesuffix("]").partition("[")
+    found = [m for m in models if parameters == m or parameters.startswith(f"{m}-")]
+    return max(found, key=len, default=None)
+
+
+def by_model(config: Any, log: Any, models: Iterable[str]) -> Any:
+    """xdist's scheduler for ``--dist loadgroup``, to which all tests of a model are one group.
+
+    The ``xdist_group`` marks say the same, but xdist 3.8 writes the groups into an attribute of
+    tests that pytest 9.2 has no more, and then spreads them as if there were none.
+    """
+    from xdist.scheduler import LoadGroupScheduling
+
+    names = tuple(models)
+
+    class ByModel(LoadGroupScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = model_of(nodeid, names) or super()._split_scope(nodeid)
+            return scope
+
+    return ByModel(config, log)
 
 
 def own_gpu(worker: int, visible: str | None, count: Callable[[], int]) -> str | None:

@@ -16,7 +16,7 @@ from residcheck.measure import installed
 from residcheck.models import ModelSpec, check_device, parse_spec
 from residcheck.models.devices import refuse_offloaded, set_products
 from residcheck.tolerances import TOLERANCES, tolerance
-from residcheck.workers import VISIBLE, own_gpu, take_own_gpu
+from residcheck.workers import VISIBLE, model_of, own_gpu, take_own_gpu
 
 LOAD = sys.modules["residcheck.models.load"]
 
@@ -113,6 +113,21 @@ def test_a_run_names_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_worker_has_a_gpu_of_its_own(worker: int, visible: str | None, own: str) -> None:
     assert own_gpu(worker, visible, lambda: 4) == own
+
+
+@pytest.mark.parametrize(
+    ("node", "model"),
+    [
+        ("t.py::test_a[gpt2]", "gpt2"),
+        ("t.py::test_curve[gpt2-xl-bos_spread]", "gpt2-xl"),
+        ("t.py::test_curve[gpt2-bos_spread]", "gpt2"),
+        ("t.py::test_a[org/x@main,dtype=bf16]", "org/x@main,dtype=bf16"),
+        ("t.py::test_a[gpt22]", None),
+        ("t.py::test_a", None),
+    ],
+)
+def test_the_model_of_a_test_is_in_its_id(node: str, model: str | None) -> None:
+    assert model_of(node, ["gpt2", "gpt2-xl", "org/x@main,dtype=bf16"]) == model
 
 
 def test_without_a_gpu_there_is_none_to_take() -> None:

@@ -305,22 +305,26 @@ def test_workers_share_one_measurement(
     assert "triangle-bound" in (pytester.path / "out.html").read_text()
 
 
-def test_workers_have_a_gpu_each(
+def test_a_model_is_one_workers_and_a_gpu_too(
     pytester: pytest.Pytester, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    both = [str(models["gpt2"]), str(models["llama"])]
     pytester.makepyfile(
-        "import os, pytest\n"
-        "@pytest.mark.parametrize('n', [0, 1])\n"
-        "def test_x(n, worker_id):\n"
-        "    open(worker_id, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        f"""
+        import os, pytest
+        @pytest.mark.parametrize("n", range(3))
+        @pytest.mark.parametrize("model", [0, 1], ids={both})
+        def test_x(model, n, worker_id):
+            with open(f"{{model}}-{{n}}", "w") as file:
+                file.write(worker_id + " " + os.environ["CUDA_VISIBLE_DEVICES"])
+        """
     )
-    options = (f"--model={models['gpt2']}", "--device=cuda", "-n2", "--dist=each")
-    pytester.runpytest_subprocess(*options).assert_outcomes(passed=4)
-    assert {name: (pytester.path / name).read_text() for name in ("gw0", "gw1")} == {
-        "gw0": "3",
-        "gw1": "5",
-    }
+    options = (f"--model={both[0]}", f"--model={both[1]}", "--device=cuda")
+    result = pytester.runpytest_subprocess(*options, "-n2", "--dist=loadgroup")
+    result.assert_outcomes(passed=6)
+    said = [{(pytester.path / f"{model}-{n}").read_text() for n in range(3)} for model in (0, 1)]
+    assert sorted(said, key=str) == [{"gw0 3"}, {"gw1 5"}]
 
 
 def test_unknown_option_value_is_a_usage_error(run: Run, models: dict[str, Path]) -> None:
