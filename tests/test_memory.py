@@ -143,6 +143,13 @@ def test_horizons_are_planned_again(
         assert np.allclose(value, expected, FLOAT32.truncated, 1e-5, equal_nan=True), name
 
 
+def test_horizons_are_tried_where_the_estimate_leaves_no_room_for_them(tiny: Tiny) -> None:
+    right = run_session(session_of(tiny), ["horizon_loss"], 1)
+    found = run_session(session_of(tiny), ["horizon_loss"], free=lambda device: 1024)
+    value, expected = found["horizon_loss"].values, right["horizon_loss"].values
+    assert np.allclose(value, expected, FLOAT32.truncated, 1e-5, equal_nan=True)
+
+
 def test_a_horizon_that_does_not_fit_is_an_error(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

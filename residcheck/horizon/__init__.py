@@ -7,6 +7,7 @@ the cost of about half as many forward passes as the model has layers.
 from residcheck.horizon.check import check_blocks as check_blocks
 from residcheck.horizon.original import Tokens as Tokens
 from residcheck.horizon.plan import DEFAULT_MEMORY as DEFAULT_MEMORY
+from residcheck.horizon.plan import SMALLEST as SMALLEST
 from residcheck.horizon.plan import USEFUL_TOKENS as USEFUL_TOKENS
 from residcheck.horizon.plan import Plan as Plan
 from residcheck.horizon.plan import block_bytes as block_bytes

@@ -38,6 +38,9 @@ class Plan:
         return Plan(1, 1, piece) if piece < self.piece else None
 
 
+SMALLEST = Plan(1, 1, _SMALLEST_PIECE)
+
+
 @dataclass(frozen=True)
 class Demand:
     """Bytes that the work takes beside the model.

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from residcheck.curves import Curve, HorizonInfo
+from residcheck.errors import UsageError
 from residcheck.horizon import (
     DEFAULT_MEMORY,
     DEFINITION,
+    SMALLEST,
+    Plan,
     Schedule,
     Scores,
     Truncation,
@@ -94,16 +97,24 @@ class HorizonRecording:
         every = [s for schedules in self._schedules.values() for s in schedules]
         dtype = getattr(torch, spec.torch_dtype)
         self._truncation = Truncation(backend, self._variant, every, dtype)
-        prompts = len(self._encoded.ids)
-        most = batch_size or (DEFAULT_BATCH_SIZE if free is None else prompts)
-        self._plan = self._truncation.plan(
-            options.memory or free or DEFAULT_MEMORY,
-            min(most, prompts),
-            max(map(len, self._encoded.ids)),
-            int(session.loaded.model.config.get_text_config().vocab_size),
-            session.loaded.device,
-        )
+        self._plan = self._planned(options.memory, batch_size, free)
         self._arrays = {name: self._empty(name, spec.dtype) for name in self._names}
+
+    def _planned(self, memory: int | None, batch_size: int | None, free: int | None) -> Plan:
+        loaded, prompts = self._session.loaded, len(self._encoded.ids)
+        most = batch_size or (DEFAULT_BATCH_SIZE if free is None else prompts)
+        try:
+            return self._truncation.plan(
+                memory or free or DEFAULT_MEMORY,
+                min(most, prompts),
+                max(map(len, self._encoded.ids)),
+                int(loaded.model.config.get_text_config().vocab_size),
+                loaded.device,
+            )
+        except UsageError:
+            if memory is not None or free is None:
+                raise
+            return SMALLEST  # nobody set a limit, and estimates are on the large side
 
     def check(self) -> None:
         """Raise ``UnsupportedModelError`` if the model's blocks cannot be run one at a time."""
