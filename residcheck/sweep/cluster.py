@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,20 @@ def supervise(folder: str, limit: float, command: Sequence[str] = WORKER) -> boo
     finally:
         task.end()
     return settle(entry, task.busy, task.trouble, task.seconds)
+
+
+@contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """What is started within hears SIGINT, by which submitit cancels jobs of this machine: a
+    shell has what it runs in the background ignore that, and children inherit it."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Submitted:
@@ -127,7 +142,8 @@ class Jobs:
         folders = [str(entry.folder) for entry in entries]
         limits, commands = [self._limit] * len(folders), [tuple(self._command)] * len(folders)
         try:
-            jobs = self._executor.map_array(supervise, folders, limits, commands)
+            with _hearing_interrupts():
+                jobs = self._executor.map_array(supervise, folders, limits, commands)
         except Exception as error:  # of many kinds, as sbatch fails
             said = " ".join(str(error).split()) or type(error).__name__
             raise ResidcheckError(f"{self._cluster} does not take the jobs: {said}") from error
