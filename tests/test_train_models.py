@@ -103,7 +103,7 @@ def test_a_rescaled_block_is_f_of_x_plus_x_over_c(arm: str) -> None:
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "inverse" not in k})
     x = streams(model)
     for layer, block in enumerate(model.transformer.h):
-        inverse = float(block.inverse)
+        inverse = torch.as_tensor(block.inverse, dtype=torch.float64).detach()
         twin = plain.transformer.h[layer]
         with torch.no_grad():
             divided = x[layer] * inverse
@@ -192,8 +192,8 @@ def test_the_loss_in_blocks_is_cross_entropy_and_so_is_its_gradient() -> None:
     expected = F.cross_entropy(hidden @ weight.T, targets)
     found = loss_in_blocks(hidden, weight, targets)
     torch.testing.assert_close(found, expected)
-    for one, other in zip(torch.autograd.grad(3 * found, (hidden, weight)),
-                          torch.autograd.grad(3 * expected, (hidden, weight)), strict=True):  # fmt: skip
+    slopes = [torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (found, expected)]
+    for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other)
     model = model_of("baseline").float()
     losses = [model_loss(model, WINDOWS, in_blocks=blocks).item() for blocks in (True, False)]

@@ -117,15 +117,6 @@ def _is_finished(one: Run) -> None:
     assert (one.model / "tokenizer.json").is_file()
 
 
-def test_a_worker_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path: Path) -> None:
-    one = run(tmp_path, steps=5000, checkpoint_every=5000)
-    status = worker(one, '"step": 4,', kill=signal.SIGTERM)
-    assert status == ExitStatus.INTERRUPTED
-    state = checkpoint.load(one.checkpoint)
-    assert state is not None
-    assert 4 <= state.step < 5000
-
-
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     one = run(tmp_path)
     with one.locked():
@@ -184,7 +175,7 @@ def test_the_command_trains_skips_what_is_finished_and_says_so(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     corpus(tmp_path)
-    asked: tuple[Any, ...] = ("--scale", "tiny", "--arms", "baseline,rmsnorm", "--seeds", "0",
+    asked: tuple[Any, ...] = ("--scale", "tiny", "--arms", "rmsnorm", "--seeds", "0",
                               "--jobs", 2, "--out", tmp_path)  # fmt: skip
     first = command(*asked)
     assert first.exit_code == 0, first.output
@@ -192,7 +183,7 @@ def test_the_command_trains_skips_what_is_finished_and_says_so(
     assert "held out" in first.output
     again = command(*asked)
     assert again.exit_code == 0
-    assert "2 runs, 2 finished before" in again.output
+    assert "1 runs, 1 finished before" in again.output
 
 
 def test_ctrl_c_leaves_checkpoints_and_the_status_of_an_interruption(tmp_path: Path) -> None:
@@ -223,7 +214,9 @@ def test_ctrl_c_leaves_checkpoints_and_the_status_of_an_interruption(tmp_path: P
                 process.send_signal(signal.SIGINT)
     assert process.returncode == ExitStatus.INTERRUPTED, said
     assert "goes on" in said[-1]
-    assert long.checkpoint.is_file()
+    state = checkpoint.load(long.checkpoint)
+    assert state is not None
+    assert 2 <= state.step < 100_000
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs side by side, which share out the cores.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Folder of the corpus and the runs; what is finished there is kept.")  # fmt: skip
+              help="Folder of corpus and runs; what is finished there is kept.")  # fmt: skip
 @click.option("--list", "listing", is_flag=True, help="Show arms and scales, and end.")
 def main(
     scale_name: str, arms: str, seeds: str | None, jobs: int, out: Path | None, listing: bool

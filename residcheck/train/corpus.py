@@ -64,7 +64,7 @@ def prepare(folder: Path, vocabulary: int, library: Library | None = None) -> Co
     corpus = read(folder)
     if corpus.facts.vocabulary != vocabulary:
         raise UsageError(
-            f"{folder} has a corpus of {corpus.facts.vocabulary} different tokens, not {vocabulary}",
+            f"{folder} has a vocabulary of {corpus.facts.vocabulary} tokens, not of {vocabulary}",
             "give each scale an output folder of its own",
         )
     return corpus

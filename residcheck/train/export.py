@@ -5,9 +5,9 @@ stream x of a model that divides it before each block is, times the product of w
 by so far, the stream y of a plain GPT-2: ``y_l = P_l x_l`` with ``P_0 = 1`` and ``P_(l+1) = c_l
 P_l``, where block l writes ``P_(l+1)`` times what it wrote.
 
-What the epsilon does: a norm over ``x_l / c_l`` with epsilon is one over ``y_l`` with epsilon times
-``P_(l+1)^2``; the plain model has one epsilon for all. Its norms so hand on ``1 + e`` times as much,
-``e`` up to half of epsilon over the variance of ``x_l / c_l``.
+What the epsilon does: a norm over ``x_l / c_l`` with epsilon is one over ``y_l`` with epsilon
+times ``P_(l+1)^2``; the plain model has one epsilon for all. Its norms so hand on ``1 + e`` times
+as much, ``e`` up to half of epsilon over the variance of ``x_l / c_l``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def residual_factors(model: Any) -> list[float]:
     """
     products = [1.0]
     for block in model.transformer.h:
-        products.append(products[-1] / float(getattr(block, "inverse", 1.0)))
+        inverse = getattr(block, "inverse", 1.0)
+        number = inverse.item() if isinstance(inverse, Tensor) else inverse
+        products.append(products[-1] / number)
     return products
 
 

@@ -8,7 +8,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ def train_all(runs: Sequence[Run], jobs: int, watcher: Watcher) -> list[Run]:
             message = heard.get()
             run, said = message.run, message.said
             if said is None:
-                status = running.pop(run).wait()
+                status = _close(running.pop(run))
                 trouble = "" if run.finished else troubles.get(run) or _trouble(run, status)
                 if trouble:
                     failed.append(run)
@@ -87,13 +88,14 @@ def _start(run: Run, tell: Callable[[_Message], None]) -> subprocess.Popen[str]:
 
 def _listen(run: Run, process: subprocess.Popen[str], tell: Callable[[_Message], None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        try:
-            said = json.loads(line)
-        except ValueError:  # what a library prints
-            continue
-        if isinstance(said, dict) and "kind" in said:
-            tell(_Message(run, said))
+    with process.stdout as lines:
+        for line in lines:
+            try:
+                said = json.loads(line)
+            except ValueError:  # what a library prints
+                continue
+            if isinstance(said, dict) and "kind" in said:
+                tell(_Message(run, said))
     tell(_Message(run, None))
 
 
@@ -103,9 +105,18 @@ def _trouble(run: Run, status: int) -> str:
     return f"its process ended with exit status {status}; see {last_line(run.log)}"
 
 
-def _end(processes: Any) -> None:
+def _close(process: subprocess.Popen[str]) -> int:
+    """The exit status of a process that said its last."""
+    status = process.wait()
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    return status
+
+
+def _end(processes: Iterable[subprocess.Popen[str]]) -> None:
     """Let workers write their checkpoints; end those that take too long."""
-    alive = [process for process in processes if process.poll() is None]
+    alive = list(processes)
     for process in alive:
         process.terminate()
     for process in alive:
@@ -113,4 +124,4 @@ def _end(processes: Any) -> None:
             process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+        _close(process)
