@@ -52,7 +52,7 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
 
 
 def test_any_text_survives_the_tokenizer() -> None:
-    tokenizer = wrapped(learn(library().training, TINY.vocabulary), TINY.context)
+    tokenizer = wrapped(learn(library().training, TINY.vocabulary))
     text = "def f(x):\n\treturn 'é ∑ 😀'\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.bos_token == tokenizer.eos_token == MARK

@@ -176,7 +176,7 @@ def test_a_saved_control_is_loaded_without_remote_code(arm: str, tmp_path: Path)
 
     model = model_of(arm).float()
     model.save_pretrained(tmp_path / "model")
-    wrapped(learn(["some text"] * 4, 300), 16).save_pretrained(tmp_path / "model")
+    wrapped(learn(["some text"] * 4, 300)).save_pretrained(tmp_path / "model")
     loaded = load(parse_spec(f"{tmp_path / 'model'},backend=transformers"))
     assert type(loaded.model).__name__ == "ControlModel"
     with torch.no_grad():

@@ -85,6 +85,13 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert_same(whole, parts)
 
 
+def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_whole(tmp_path: Path) -> None:
+    whole, parts = run(tmp_path / "a"), run(tmp_path / "b", at_a_time=2)
+    first, second = (train(one).model.state_dict() for one in (whole, parts))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_killed_run_goes_on_bit_for_bit_and_is_finished(tmp_path: Path) -> None:
     whole, killed = run(tmp_path / "a"), run(tmp_path / "b")
     train(whole)
@@ -137,6 +144,14 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert write_run(replace(one, threads=2)).threads == 1  # goes on as it was begun
     with pytest.raises(UsageError, match="other settings"):
         write_run(replace(one, scale=replace(one.scale, steps=99)))
+
+
+def test_settings_without_the_fields_that_have_defaults_are_read(tmp_path: Path) -> None:
+    one = run(tmp_path)
+    said = json.loads((one.folder / "run.json").read_text())
+    del said["scale"]["at_a_time"]
+    (one.folder / "run.json").write_text(json.dumps(said))
+    assert write_run(one) == one
 
 
 def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:

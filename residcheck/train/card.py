@@ -46,6 +46,12 @@ def card(provenance: Mapping[str, Any], *, plain: bool) -> str:
 
 
 def _form(changes: Mapping[str, Any], plain: bool) -> str:
+    if changes["post_norm"]:
+        return (
+            "An architecture of residcheck's own. Its stream is normalised after each addition, "
+            "so it is no running sum and the identity gate refuses it; what was measured while "
+            "it trained is in `history.jsonl`."
+        )
     if not plain:
         return (
             "An architecture of residcheck's own: load it with residcheck and "

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--scale", "scale_name", default="small", show_default=True, metavar="NAME",
               help="How large and how long: small for two cores, full for a GPU.")  # fmt: skip
 @click.option("--arms", default="", metavar="ARM,...", help="Which ones.  [default: all]")
-@click.option("--seeds", metavar="N,...", help="One run of each arm for each.  [default: 0,1]")
+@click.option(
+    "--seeds", metavar="N,...", help="One run of each arm for each.  [default: 0,1; 0,1,2 on a GPU]"
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs side by side, which share out the cores.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
@@ -72,7 +74,7 @@ def _train(
         raise UsageError("no folder for the runs", "give one with --out DIR")
     scale = _scale(scale_name)
     wanted = chosen([name for name in arms.split(",") if name])
-    runs = ordered(out.absolute(), scale, wanted, _seeds(seeds), _threads(jobs))
+    runs = ordered(out.absolute(), scale, wanted, _seeds(seeds, scale), _threads(jobs))
     corpus = prepare(out.absolute() / CORPUS, scale.vocabulary).facts
     click.echo(f"{corpus.training_tokens:,} tokens of Python {corpus.python}'s library, "
                f"{corpus.held_out_tokens:,} held out", err=True)  # fmt: skip
@@ -96,10 +98,11 @@ def _scale(name: str) -> Scale:
     return scales[name]
 
 
-def _seeds(given: str | None) -> list[int]:
+def _seeds(given: str | None, scale: Scale) -> list[int]:
     """Numbers without repetition, in their order."""
     try:
-        seeds = [int(number) for number in (given or "0,1").split(",")]
+        usual = "0,1,2" if scale.device == "cuda" else "0,1"
+        seeds = [int(number) for number in (given or usual).split(",")]
     except ValueError:
         raise UsageError(f"--seeds {given!r} is not a list of numbers", "such as 0,1") from None
     if min(seeds) < 0:

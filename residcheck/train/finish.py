@@ -58,7 +58,7 @@ def finish(run: Run, corpus: Corpus, model: Any, seconds: float) -> None:
     if is_gpt2(changes):
         few = windows[:_SHIFT_WINDOWS, :-1].cpu()
         said["export_log_probability_shift"] = float(shift(trained, copy.deepcopy(written), few))
-    tokenizer = wrapped(Tokenizer.from_file(str(corpus.tokenizer)), scale.context)
+    tokenizer = wrapped(Tokenizer.from_file(str(corpus.tokenizer)))
     write_model(written, tokenizer, card(said, plain=is_gpt2(changes)), run.model)
     write_text(run.provenance, json.dumps(said, indent=1) + "\n")
 

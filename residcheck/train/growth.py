@@ -37,7 +37,7 @@ class Growth:
 def measure(model: Any, windows: Int[Tensor, "window tokens"], *, centred: bool) -> Growth:
     """Loss in nats and norms of a model on held-out windows, in the model's own dtype."""
     losses, before, after = [], [], []
-    for some in windows.split(_WINDOWS):
+    for some in torch.split(windows, _WINDOWS):
         with _noting(model, centred) as (pre, post):
             logits = model(some[:, :-1], use_cache=False).logits
         losses.append(F.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="sum"))
@@ -57,7 +57,8 @@ def _noting(model: Any, centred: bool) -> Iterator[tuple[list[Tensor], list[Tens
     def norm(stream: Tensor) -> Tensor:
         stream = stream[:, 1:].detach()
         stream = stream - stream.mean(dim=-1, keepdim=True) if centred else stream
-        return stream.norm(dim=-1)
+        result: Tensor = torch.linalg.vector_norm(stream, dim=-1)
+        return result
 
     def note_input(module: Any, args: Any) -> None:
         pre.append(norm(args[0]))

@@ -32,7 +32,7 @@ def adamw(model: nn.Module, decay: Decay) -> torch.optim.AdamW:
     Matrices are all parameters of two dimensions, embeddings among them; the scalars of
     learned residual factors, which have none, are never decayed.
     """
-    decayed, kept = [], []
+    decayed, kept = list[nn.Parameter](), list[nn.Parameter]()
     for parameter in model.parameters():
         least = {"matrices": 2, "all": 1, "none": 3}[decay]
         (decayed if parameter.ndim >= least else kept).append(parameter)

@@ -25,6 +25,8 @@ class Scale:
         checkpoint_every: steps.
         held_out_windows: on which the loss and the norms are measured while it trains.
         device: ``cpu`` trains in float32; ``cuda`` in bfloat16, compiled.
+        at_a_time: windows of a forward pass, all of a step where it is None; the gradients
+            of a step's passes are added up.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Scale:
     checkpoint_every: int
     held_out_windows: int
     device: str
+    at_a_time: int | None = None
 
     @property
     def tokens_per_step(self) -> int:

@@ -26,7 +26,7 @@ def learn(texts: Iterable[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def wrapped(tokenizer: Any, context: int) -> Any:
+def wrapped(tokenizer: Any) -> Any:
     """``tokenizer`` as transformers has them; BOS and EOS are :data:`MARK`."""
     from transformers import PreTrainedTokenizerFast
 
@@ -35,6 +35,5 @@ def wrapped(tokenizer: Any, context: int) -> Any:
         bos_token=MARK,
         eos_token=MARK,
         unk_token=MARK,
-        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )

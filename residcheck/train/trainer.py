@@ -110,13 +110,18 @@ class Trainer:
         return self.step == scale.steps
 
     def _update(self) -> float:
-        windows = self._placed(self._batches(self.step))
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._gpu):
-            loss = self._loss(self.model, windows, in_blocks=not self._gpu)
-        loss.backward()  # type: ignore[no-untyped-call]
-        update(self._optimiser, self._parameters, learning_rate(self.step, self._run.scale))
+        scale, value = self._run.scale, 0.0
+        windows = self._batches(self.step)
+        at_a_time = scale.at_a_time or scale.batch
+        for start in range(0, scale.batch, at_a_time):
+            some = self._placed(windows[start : start + at_a_time])
+            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._gpu):
+                loss = self._loss(self.model, some, in_blocks=not self._gpu)
+            loss = loss * (len(some) / scale.batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += loss.item()
+        update(self._optimiser, self._parameters, learning_rate(self.step, scale))
         self.step += 1
-        value = loss.item()
         self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
         return value
 
