@@ -64,7 +64,8 @@ def sweep(
     files of a model) is measured anew. Several sweeps may share a folder.
 
     DIR gets report.html, summary.md and results.json about all models of the list, and a
-    folder for each model, with its run file, verdicts and log.
+    folder for each model, with its run file, verdicts and log; of more than twelve models each
+    folder also gets a page with that model's plots, which report.html links to.
     """
     from residcheck.corpus import read_prompts
     from residcheck.sweep.plan import Settings, entries
@@ -196,7 +197,7 @@ def _conclude(planned: Sequence[Entry], settings: Settings) -> ExitStatus:
 
     with progress_bars() as progress:
         outcome = gather(planned, settings.snapshots, progress)
-        written = write(outcome, settings.out)
+        written = write(outcome, settings.out, progress)
     show_outcome(outcome)
     for path in written:
         click.echo(f"written: {path}")

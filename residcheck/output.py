@@ -38,17 +38,19 @@ def write_files(
     json_file: Path | None,
     markdown: Path | None,
     failures: Sequence[Failure] = (),
+    pages: Sequence[str] = (),
 ) -> list[Path]:
     """Write what was asked for; returns the paths written.
 
     Args:
         failures: models that could not be measured, to be named in every file.
+        pages: addresses of HTML pages of their own, one for each result.
 
     Raises:
         ResidcheckError: a file cannot be written.
     """
     if html is not None:
-        write_html(results, html, failures)
+        write_html(results, html, failures, pages)
     if json_file is not None:
         text = json.dumps(verdicts_document(results, failures), indent=1, allow_nan=False)
         write_text(json_file, text + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from horizon_runs import beside_growth
 from sweep_fakes import settings, worker
 from test_sweep_runner import alive
 
@@ -22,7 +23,7 @@ from residcheck.errors import ExitStatus, UsageError
 from residcheck.models import ModelSpec, parse_spec
 from residcheck.sweep.estimate import Size, estimates, memory
 from residcheck.sweep.listing import read_list
-from residcheck.sweep.outcome import gather, write
+from residcheck.sweep.outcome import TOGETHER, Outcome, gather, write
 from residcheck.sweep.plan import entries, prepare
 from residcheck.sweep.store import Entry, digest, folder_name, read_job
 from residcheck.sweep.worker import work
@@ -331,6 +332,22 @@ def test_a_damaged_run_is_a_failure_and_measured_again(tmp_path: Path) -> None:
     assert entry.state == "failed before"
     assert len(write(outcome, tmp_path)) == 3
     assert "Not measured" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("count", [TOGETHER, TOGETHER + 1])
+def test_of_many_models_each_has_a_page_of_its_own(tmp_path: Path, count: int) -> None:
+    results = tuple(beside_growth(f"org/{n}", 12 + n, 1.05, 8.0) for n in range(count))
+    folders = tuple(tmp_path / "models" / f"a b#{n}" for n in range(count))
+    write(Outcome(results, (), 0, folders), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    claim = results[0].judged[0].claim.id
+    assert page.count("org/3</a>") == (2 if count > TOGETHER else 0)
+    assert ('href="models/a%20b%233/report.html"' in page) == (count > TOGETHER)
+    assert (f"Estimates of {claim}" in page) == (count <= TOGETHER)
+    if count > TOGETHER:
+        own = (folders[3] / "report.html").read_text()
+        assert "org/3" in own
+        assert f"Estimates of {claim}" in own
 
 
 def test_a_status_that_cannot_be_read_is_none(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_CACHE = 2**21  # bytes that a core's own cache holds beside their probabilities, about
+
 
 class Scores(NamedTuple):
     """Per predicted token: loss and KL(full || these) in nats, and whether top-1 agrees (0, 1)."""
@@ -38,15 +40,30 @@ class Reference:
     def score(self, logits: Float[Tensor, "token vocab"]) -> Scores:
         """Of other predictions q: KL is sum p log p - sum p log q. ``logits`` are used up."""
         logits = _wide(logits)
+        rows = _rows_in_cache(logits)
+        parts = [
+            self._score(slice(start, start + rows), logits[start : start + rows])
+            for start in range(0, len(logits), rows)
+        ]
+        return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _score(self, tokens: slice, logits: Float[Tensor, "token vocab"]) -> Scores:
         highest, likeliest = logits.max(dim=-1, keepdim=True)
         logits = logits.sub_(highest)
-        top1 = (likeliest == self._best)[:, 0]  # of equal logits, one is the likeliest
-        target = logits.gather(-1, self._targets)[:, 0]
-        expected = _dot(self._probabilities, logits)
+        top1 = (likeliest == self._best[tokens])[:, 0]  # of equal logits, one is the likeliest
+        target = logits.gather(-1, self._targets[tokens])[:, 0]
+        expected = _dot(self._probabilities[tokens], logits)
         # In place: a new array of this size costs more than what is computed in it.
         normaliser = logits.exp_().sum(dim=-1).log()
-        kl = self._information - expected + normaliser
+        kl = self._information[tokens] - expected + normaliser
         return Scores(normaliser - target, kl, top1.to(logits.dtype))
+
+
+def _rows_in_cache(logits: Float[Tensor, "token vocab"]) -> int:
+    """How many tokens to score at a time: six passes over logits are slow in main memory."""
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, _CACHE // (logits.shape[-1] * logits.element_size()))
 
 
 def _wide(x: Tensor) -> Tensor:

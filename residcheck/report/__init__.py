@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["render_html", "render_markdown", "write_html", "write_page"]
 
 
-def render_html(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
-    """One HTML page about all ``results``, with its style and plots inside it."""
+def render_html(
+    results: Sequence[ModelResult], failures: Sequence[Failure] = (), pages: Sequence[str] = ()
+) -> str:
+    """One HTML page about all ``results``, with its style and plots inside it.
+
+    Args:
+        pages: addresses of pages of their own, one for each result; plots are left to those.
+    """
     from residcheck.report.page import render
 
-    return render(results, failures)
+    return render(results, failures, pages)
 
 
 def render_markdown(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
@@ -35,14 +41,17 @@ def render_markdown(results: Sequence[ModelResult], failures: Sequence[Failure] 
 
 
 def write_html(
-    results: Sequence[ModelResult], path: Path, failures: Sequence[Failure] = ()
+    results: Sequence[ModelResult],
+    path: Path,
+    failures: Sequence[Failure] = (),
+    pages: Sequence[str] = (),
 ) -> None:
     """Write the page about ``results`` to ``path``.
 
     Raises:
         ResidcheckError: the file cannot be written.
     """
-    write_page(render_html(results, failures), path)
+    write_page(render_html(results, failures, pages), path)
 
 
 def write_page(page: str, path: Path) -> None:

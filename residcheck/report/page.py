@@ -38,8 +38,14 @@ class Plot:
     keys: tuple[Key, ...]
 
 
-def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> str:
-    """The page about ``results``, with the models that could not be measured."""
+def render(
+    results: Sequence[ModelResult], failures: Sequence[Failure] = (), pages: Sequence[str] = ()
+) -> str:
+    """The page about ``results``, with the models that could not be measured.
+
+    Args:
+        pages: where each result has a page of its own, with its plots; they are left out here.
+    """
     page = outline(results)
     environment = templates()
     environment.globals |= {
@@ -56,9 +62,11 @@ def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> 
         "horizon_columns": horizons.COLUMNS,
         "horizon_cells": horizons.cells,
     }
-    drawn = [(section, plots_of(section, n)) for n, section in enumerate(page.sections)]
+    drawn = [
+        (section, () if pages else plots_of(section, n)) for n, section in enumerate(page.sections)
+    ]
     drifted = [
-        (label, drift, drift_plots(result.run, drift, f"drift-{number}-{i}"))
+        (label, drift, [] if pages else drift_plots(result.run, drift, f"drift-{number}-{i}"))
         for number, (label, result) in enumerate(page.models)
         for i, drift in enumerate(result.drifts)
     ]
@@ -68,6 +76,7 @@ def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> 
         sections=drawn,
         drifted=drifted,
         failures=failures,
+        pages=dict(zip((label for label, _ in page.models), pages, strict=bool(pages))),
         beside=scatters(across_models(page)),
     )
 

@@ -66,6 +66,19 @@ def bench_pass_over_plain_forward(benchmark: Any, plain: Any, session: Session) 
     paired(benchmark, work, forward, PAIRS, what=what, over="plain forward, logits", target=1.10)
 
 
+def bench_pass_over_own_forward(benchmark: Any, session: Session) -> None:
+    """What the taps cost beside what the backend itself costs over plain transformers."""
+    batch, backend = next(batches(session.encoded, 8, "cpu")), session.backend
+
+    def forward() -> object:
+        return backend.forward(batch.tokens, batch.mask, {}, logits=True)
+
+    work, name = instrumented(session), session.loaded.spec.backend
+    forward(), work()
+    what = f"instrumented pass, every measurement ({name})"
+    paired(benchmark, work, forward, PAIRS, what=what, over=f"forward of {name}, logits")
+
+
 def bench_pass_over_run_with_cache(benchmark: Any, session: Session) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -21,7 +21,11 @@ HEAD = f"| {' | '.join(NAMES)} |\n|{' --- |' * len(NAMES)}"
 def page(results: Mapping[str, Any]) -> str:
     """The table, what it was measured on, and what misses its target."""
     rows = [row(one) for one in results["benchmarks"]]
-    missed = [one["extra_info"]["what"] for one in results["benchmarks"] if misses(one)]
+    missed = [
+        f"{one['extra_info']['what']} over {one['extra_info']['over']}"
+        for one in results["benchmarks"]
+        if misses(one)
+    ]
     machine = results["machine_info"]
     cpu = machine.get("cpu", {})
     beside = f"{cpu.get('brand_raw', machine['processor'])}, {cpu.get('count', '?')} cores"
