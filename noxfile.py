@@ -135,6 +135,13 @@ def calibrate(session: nox.Session) -> None:
 
 
 @nox.session
+def train(session: nox.Session) -> None:
+    """Trained controls: matched small GPT-2s, `-- --scale small --jobs 2 --out DIR`."""
+    install(session)
+    session.run("python", "-m", "residcheck.train", *session.posargs)
+
+
+@nox.session
 def regress(session: nox.Session) -> None:
     """Models of the zoo through every version of the libraries: claims/REGRESS.md."""
     install(session)

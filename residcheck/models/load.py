@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from residcheck.models.quiet import quiet_libraries
 from residcheck.models.spec import SPREAD, ModelSpec, path_exists
 from residcheck.planted import is_planted
 from residcheck.progress import Progress, silent
+from residcheck.train.arms import MODEL_TYPE as CONTROL
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def load(spec: ModelSpec, progress: Progress = silent) -> LoadedModel:
     located = _locate(spec, progress)
     progress(f"loading {located.id}", 0, None)
     with quiet_libraries():
+        _register_own(located)
         config = _config(located)
         _refuse_other_kinds(located.id, config)
         model, tokenizer = _model_and_tokenizer(located, spec)
@@ -194,6 +197,18 @@ def _offline() -> bool:
     return any(os.environ.get(flag, "").lower() in truthy for flag in flags)
 
 
+def _register_own(located: _Located) -> None:
+    """Let transformers know residcheck's own architecture, where a folder is of it."""
+    try:
+        said = json.loads((Path(located.source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # on the hub, or damaged: told of by who reads it
+        return
+    if isinstance(said, dict) and said.get("model_type") == CONTROL:
+        from residcheck.train.architecture import register
+
+        register()
+
+
 def _config(located: _Located) -> Any:
     from transformers import AutoConfig
 
@@ -229,11 +244,12 @@ def _cannot_load(located: _Located, error: Exception) -> LoadError:
 def _refuse_other_kinds(model_id: str, config: Any) -> None:
     from transformers.models.auto import modeling_auto
 
-    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    known = {**modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, CONTROL: "ControlModel"}
+    causal = set(known.values())
     declared = list(getattr(config, "architectures", None) or [])
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
-    elif config.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    elif config.model_type not in known:
         kind = f"of type {config.model_type!r}, which transformers has no causal language model for"
     elif declared and not causal & set(declared) and not declared[0].endswith("Model"):
         kind = f"a {declared[0]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from residcheck.corpus import Prompts, shipped
 from residcheck.measure import Session, open_session, run_session
 from residcheck.measure.tokens import batches
 from residcheck.models import load, parse_spec
-from residcheck.names import QUANTITIES
+from residcheck.names import QUANTITIES, STRUCTURE
 
 PAIRS = 7
 CACHED = (
@@ -49,20 +49,24 @@ def session(request: pytest.FixtureRequest) -> Session:
     return open_session(parse_spec(f"smollm2-135m,backend={request.param}"), prompts, 128)
 
 
-def instrumented(session: Session) -> Callable[[], object]:
-    return lambda: run_session(session, QUANTITIES, batch_size=8)
+def instrumented(session: Session, names: Iterable[str] = QUANTITIES) -> Callable[[], object]:
+    return lambda: run_session(session, names, batch_size=8)
 
 
-def bench_pass_over_plain_forward(benchmark: Any, plain: Any, session: Session) -> None:
+@pytest.mark.parametrize("more", [(), tuple(STRUCTURE)], ids=["scalars", "structure"])
+def bench_pass_over_plain_forward(
+    benchmark: Any, plain: Any, session: Session, more: tuple[str, ...]
+) -> None:
     batch = next(batches(session.encoded, 8, "cpu"))
 
     @torch.inference_mode()
     def forward() -> object:
         return plain(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
 
-    work = instrumented(session)
+    work = instrumented(session, (*QUANTITIES, *more))
     forward(), work()
-    what = f"instrumented pass, every measurement ({session.loaded.spec.backend})"
+    kind = "every measurement and the structure" if more else "every measurement"
+    what = f"instrumented pass, {kind} ({session.loaded.spec.backend})"
     paired(benchmark, work, forward, PAIRS, what=what, over="plain forward, logits", target=1.10)
 
 
