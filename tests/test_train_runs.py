@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from residcheck.train.history import Record, recorded_steps
 from residcheck.train.runs import Run, Taken, ordered, write_run
 from residcheck.train.scales import read_scales
 from residcheck.train.trainer import Trainer
+from residcheck.train.worker import TIED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -104,6 +106,35 @@ def test_a_killed_run_goes_on_bit_for_bit_and_is_finished(tmp_path: Path) -> Non
     assert worker(killed, "") == 0
     assert_same(whole, killed)
     _is_finished(killed)
+
+
+def test_a_worker_whose_parent_is_killed_leaves_a_checkpoint(tmp_path: Path) -> None:
+    one = run(tmp_path)
+    long = replace(one, arm=read_arms()["rmsnorm"])
+    long = replace(long, scale=replace(long.scale, steps=100_000, checkpoint_every=10**6))
+    write_run(long)
+    with subprocess.Popen(
+        [sys.executable, "-m", "residcheck.train.worker", TIED, str(long.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if '"step": 3,' in line:
+                break
+        process.stdout.close()  # nobody listens any more, and a little later the input ends
+        time.sleep(0.5)
+        process.stdin.close()
+        said = process.stderr.read()
+    assert process.returncode == ExitStatus.INTERRUPTED, said
+    assert "Error" not in said
+    state = checkpoint.load(long.checkpoint)
+    assert state is not None
+    assert state.step >= 3
 
 
 def _is_finished(one: Run) -> None:

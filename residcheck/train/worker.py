@@ -77,7 +77,10 @@ class _Teller:
 
 
 def _say(kind: str, **what: object) -> None:
-    print(json.dumps({"kind": kind, **what}), flush=True)
+    try:
+        print(json.dumps({"kind": kind, **what}), flush=True)
+    except BrokenPipeError:  # who listened was killed: the end of standard input says so, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _until_input_ends(stop: threading.Event) -> None:
