@@ -11,7 +11,15 @@ import click
 from residcheck import __version__
 from residcheck.cli_compare import compare
 from residcheck.cli_horizon import horizon
-from residcheck.cli_options import FILE, interruptible, is_run_file, measured, measuring, specs
+from residcheck.cli_options import (
+    FILE,
+    interruptible,
+    is_run_file,
+    measured,
+    measuring,
+    specs,
+    stop,
+)
 from residcheck.cli_review import review
 from residcheck.cli_sweep import sweep
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
@@ -33,7 +41,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ResidcheckError as error:
-            _stop(error)
+            stop(error)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(ExitStatus.INTERRUPTED)
@@ -50,13 +58,6 @@ class _Group(click.Group):
                     f"{error.message} Did you mean {close[0]!r}?", ctx
                 ) from error
             raise
-
-
-def _stop(error: ResidcheckError) -> NoReturn:
-    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
-    if error.hint:
-        click.echo(f"  {error.hint}", err=True)
-    sys.exit(error.exit_status)
 
 
 @click.group(cls=_Group, epilog=_EXIT_STATUS, context_settings={"max_content_width": 100})

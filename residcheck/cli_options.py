@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from residcheck.errors import ResidcheckError
 
 if TYPE_CHECKING:
     from residcheck.corpus import Prompts
@@ -51,6 +54,14 @@ def specs(models: Sequence[str], options: dict[str, Any]) -> list[ModelSpec]:
 
     flags = {key: options[key] for key in ("device", "dtype", "backend", "processing")}
     return [parse_spec(model).with_options(**flags) for model in models]
+
+
+def stop(error: ResidcheckError) -> NoReturn:
+    """Say what was wrong and what to do, and end with the error's exit status."""
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+    sys.exit(error.exit_status)
 
 
 def interruptible(command: Command) -> Command:

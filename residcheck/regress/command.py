@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from residcheck.cli_options import stop
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 from residcheck.progress import Progress
 
@@ -63,10 +64,7 @@ def main(
             files = (markdown, html, scripts)
             written = _write(*found, files, run_scripts, progress)
     except ResidcheckError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-        sys.exit(error.exit_status)
+        stop(error)
     except KeyboardInterrupt:
         click.echo("interrupted; what was finished is kept", err=True)
         sys.exit(ExitStatus.INTERRUPTED)

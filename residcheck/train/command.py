@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from residcheck.cli_options import stop
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
 
 if TYPE_CHECKING:
@@ -43,10 +44,7 @@ def main(
     try:
         sys.exit(_list() if listing else _train(scale_name, arms, seeds, jobs, out))
     except ResidcheckError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-        sys.exit(error.exit_status)
+        stop(error)
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on from the last step", err=True)
         sys.exit(ExitStatus.INTERRUPTED)
