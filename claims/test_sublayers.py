@@ -70,7 +70,7 @@ def test_ln_input_norm(run: Run) -> Finding:
         measured,
         {name: run[streams[name]].values for name in measured},
         model.d_model,
-        model.norm_eps,
+        model.norm_eps_of_layers,
         tolerance(model.dtype, "float32").token,  # norms compute in float32 at most
     )
     level = (model.d_model**0.5, "sqrt(d_model)")

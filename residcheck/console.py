@@ -15,8 +15,9 @@ from rich.table import Table
 from residcheck.claim import Claim
 from residcheck.curves import Floats, ModelInfo, Run
 from residcheck.models import BUILTIN, DEFAULT_MODEL
-from residcheck.models.cache import find, home
-from residcheck.models.gguf import builtin_key
+from residcheck.models.builtin import BuiltinModel, PackagedModel
+from residcheck.models.cache import home
+from residcheck.models.shelf import at_hand
 from residcheck.planted import options
 from residcheck.progress import Progress as Report
 from residcheck.report.horizons import COLUMNS, TITLE, cells, half
@@ -96,6 +97,7 @@ def show_result(result: ModelResult) -> None:
         f"{escape(model.id)}: {model.n_layers} layers, d_model {model.d_model}, {model.norm}, "
         f"{model.dtype} on {model.device}, {model.backend} ({model.processing} weights)\n"
         f"{prompts.count} prompts, {prompts.tokens:,} tokens ({escape(prompts.source)}{partial})"
+        + (f"\n{escape(model.remark)}" if model.remark else "")
     )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("claim", no_wrap=True)
@@ -308,22 +310,27 @@ def _planted_options() -> Table:
     return table
 
 
+def _whence(model: BuiltinModel, cached: bool, size: str) -> tuple[str, str, str]:
+    """What is fetched, what it takes, and whether it is in the cache."""
+    if isinstance(model, PackagedModel):
+        return "none: part of residcheck", size, ""
+    return f"{model.download_bytes / 1e6:.0f} MB", size, "[green]yes[/]" if cached else "no"
+
+
 def show_models() -> None:
     """The built-in models and the state of the cache."""
     table = Table()
     for name in ("model", "what it is", "licence", "download", "on disk", "cached"):
         table.add_column(name, no_wrap=name == "model")
     for model in BUILTIN.values():
-        entry = find(builtin_key(model))
+        entry = at_hand(model)
         default = " [dim](default)[/]" if model.name == DEFAULT_MODEL else ""
         size = entry.bytes if entry else model.disk_bytes
         table.add_row(
             model.name + default,
             model.title,
             model.licence,
-            f"{model.download_bytes / 1e6:.0f} MB",
-            f"{size / 1e6:.0f} MB",
-            "[green]yes[/]" if entry else "no",
+            *_whence(model, entry is not None, f"{size / 1e6:.0f} MB"),
         )
     console = terminal()
     console.print(table)

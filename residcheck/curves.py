@@ -135,6 +135,26 @@ class ModelInfo:
     attention: str
     missing: Mapping[str, str] = field(default_factory=dict)
     """Quantities that this architecture does not have: name -> reason."""
+    residual_factors: tuple[float, ...] = ()
+    """What norms in each block were divided by, where the stream that was trained is not that of
+    the file (:mod:`residcheck.measure.trained_stream`); empty for other models."""
+
+    @property
+    def remark(self) -> str:
+        """What is to be known of its curves; empty for most models."""
+        if not self.residual_factors:
+            return ""
+        first, last = self.residual_factors[0], self.residual_factors[-1]
+        return (
+            "norms are of the stream as it was trained, that of the file divided by its "
+            f"residual_factors: {first:.4g} in the first block to {last:.4g} in the last"
+        )
+
+    @property
+    def norm_eps_of_layers(self) -> Floats:
+        """Epsilon of the norms in the unit of the stream's norms, ``[layer]``."""
+        factors = np.array(self.residual_factors or [1.0] * self.n_layers)
+        return np.asarray(self.norm_eps / factors**2)
 
 
 @dataclass(frozen=True)
@@ -314,7 +334,7 @@ def load_run(path: Path) -> Run:
                 for name, head in document["curves"].items()
             }
         return Run(
-            model=ModelInfo(**document["model"]),
+            model=_model_info(document["model"]),
             environment=document["environment"],
             prompts=PromptInfo(**document["prompts"]),
             curves=curves,
@@ -326,6 +346,11 @@ def load_run(path: Path) -> Run:
         )
     except _DAMAGE as error:
         raise RunFileError(f"{path} is damaged: {error}") from error
+
+
+def _model_info(stored: dict[str, Any]) -> ModelInfo:
+    factors = tuple(map(float, stored.get("residual_factors", ())))
+    return ModelInfo(**stored | {"residual_factors": factors})
 
 
 def _horizon_info(stored: dict[str, Any] | None) -> HorizonInfo | None:

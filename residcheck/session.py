@@ -13,8 +13,7 @@ from residcheck.corpus import Prompts, read_prompts
 from residcheck.curves import Run, load_run, save_run
 from residcheck.judging import DEFAULT_SNAPSHOTS, judge_run, needed_curves
 from residcheck.models import BUILTIN, DEFAULT_MODEL, ModelSpec, parse_spec
-from residcheck.models.cache import find
-from residcheck.models.gguf import builtin_key
+from residcheck.models.shelf import at_hand
 from residcheck.models.spec import path_exists
 
 
@@ -104,5 +103,5 @@ class Measurements:
 def needs_network(spec: ModelSpec) -> bool:
     """Whether loading ``spec`` may reach for the package index or the model hub."""
     if spec.name in BUILTIN:
-        return find(builtin_key(BUILTIN[spec.name])) is None
+        return at_hand(BUILTIN[spec.name]) is None
     return not path_exists(spec.name)

@@ -220,10 +220,13 @@ def test_correlated_addition(
 ) -> None:
     vectors, measured = block_outputs(rng, ratio, cosine, parallel)
     decision = correlated_addition(norms_of(vectors), measured, PHASE)
-    values = [e.value for e in decision.estimates]
-    assert values == pytest.approx(
-        [uncorrelated_share(ratio, cosine, parallel), cosine, cosine], abs=ROUNDING
-    )
+    share, *cosines = (e.value for e in decision.estimates)
+    assert cosines == pytest.approx([cosine, cosine], abs=ROUNDING)
+    expected = uncorrelated_share(ratio, cosine, parallel)
+    if expected < 0:  # the stream shrinks, and that is what is answered
+        assert share < 0
+    else:
+        assert share == pytest.approx(expected, abs=ROUNDING)
     assert decision.outcome is outcome
 
 
@@ -232,7 +235,20 @@ def test_a_stream_that_shrinks_has_no_growth_to_explain() -> None:
     sizes = {"resid_pre": 1.0, "attn_out": 0.1, "mlp_out": 0.1, "resid_post": 0.9}
     norms = {site: np.full((PROMPTS, 6, LAYERS), size) for site, size in sizes.items()}
     measured = {out: np.full((PROMPTS, 6, LAYERS), 0.1) for out in ("attn_out", "mlp_out")}
-    assert correlated_addition(norms, measured, PHASE).outcome is not SUPPORTED
+    decision = correlated_addition(norms, measured, PHASE)
+    assert decision.outcome is REFUTED
+    assert refuted_parts(decision) == ["log growth over the phase's blocks"]
+
+
+def test_no_share_is_taken_of_a_growth_that_may_be_none(rng: np.random.Generator) -> None:
+    """Its sign would be chance, and its interval that of a ratio with zero below the line."""
+    sizes = {"resid_pre": 1.0, "attn_out": 0.1, "mlp_out": 0.1, "resid_post": 1.0}
+    norms = {site: np.full((PROMPTS, 6, LAYERS), size) for site, size in sizes.items()}
+    norms["resid_post"] *= np.exp(0.01 * rng.normal(size=(PROMPTS, 1, 1)))
+    measured = {out: np.full((PROMPTS, 6, LAYERS), 0.1) for out in ("attn_out", "mlp_out")}
+    decision = correlated_addition(norms, measured, PHASE)
+    assert decision.outcome is INCONCLUSIVE
+    assert decision.estimates[0].name == "log growth over the phase's blocks"
 
 
 def padded(values: Floats) -> Floats:

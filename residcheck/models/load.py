@@ -19,8 +19,9 @@ from residcheck.errors import (
 from residcheck.models.builtin import BUILTIN
 from residcheck.models.cache import sha256, weights_digest
 from residcheck.models.devices import check_device, refuse_offloaded, set_products
-from residcheck.models.gguf import cached_builtin, cached_gguf
+from residcheck.models.gguf import cached_gguf
 from residcheck.models.quiet import quiet_libraries
+from residcheck.models.shelf import obtained
 from residcheck.models.spec import SPREAD, ModelSpec, path_exists
 from residcheck.planted import is_planted
 from residcheck.progress import Progress, silent
@@ -144,7 +145,7 @@ def check_name(spec: ModelSpec) -> None:
 def _locate(spec: ModelSpec, progress: Progress) -> _Located:
     check_name(spec)
     if spec.name in BUILTIN:
-        entry = cached_builtin(BUILTIN[spec.name], progress)
+        entry = obtained(BUILTIN[spec.name], progress)
         return _Located(spec.name, str(entry.folder), None, entry.weights)
     if not path_exists(spec.name):
         return _hub_model(spec)

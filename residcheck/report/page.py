@@ -152,6 +152,7 @@ def facts(run: Run) -> list[str]:
     horizon = run.horizon
     if horizon is not None and horizon.prompts.sha256 != prompts.sha256:
         said.append(f"horizons on {count(horizon.prompts.count, 'prompt')}")
+    said += [model.remark] if model.remark else []
     return said if run.complete else [*said, "incomplete run"]
 
 

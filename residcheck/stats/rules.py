@@ -179,8 +179,10 @@ def correlated_addition(
     """What of the growth is left when sublayer outputs are taken as uncorrelated?
 
     Uncorrelated vectors add as sqrt(a^2 + b^2): the growth of that, summed over the phase,
-    as a share of the actual growth, should be below a half. Cosines of the outputs with
-    the stream that they are added to should be above 0 and below 0.9.
+    as a share of the actual growth, should be below a half. Of a stream that is not known to
+    grow there is no such share: its growth is what is answered, which should be above 0.
+    Cosines of the outputs with the stream that they are added to should be above 0 and
+    below 0.9.
 
     Args:
         norms: per-token ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``, and
@@ -195,6 +197,7 @@ def correlated_addition(
         alone = _log_hypot(np.hypot(w["attn_out"], w["mlp_out"]) / w["resid_pre"])
     actual = np.log(w["resid_post"] / w["resid_pre"])
     sums = np.stack([np.nanmean(g, axis=1).sum(axis=-1) for g in (alone, actual)], axis=1)
+    growth = over_prompts("log growth over the phase's blocks", sums[:, 1], None, Region(low=0.0))
     share = over_prompts(
         "share of growth from uncorrelated addition",
         sums,
@@ -210,7 +213,7 @@ def correlated_addition(
         )
         for name, values in cosines.items()
     ]
-    return decide(share, *means)
+    return decide(share if growth.low > 0 else growth, *means)
 
 
 def _log_hypot(ratio: Floats) -> Floats:
@@ -240,10 +243,13 @@ def normalised_input(
     measured: dict[str, Floats],
     streams: dict[str, Floats],
     d_model: int,
-    eps: float,
+    eps: Floats | float,
     rounding: float,
 ) -> Decision:
-    """Normalised inputs have norm sqrt(d_model * v / (v + eps)), with v = |x|^2 / d_model."""
+    """Normalised inputs have norm sqrt(d_model * v / (v + eps)), with v = |x|^2 / d_model.
+
+    Epsilon is one for all, or one for each layer.
+    """
     estimates = []
     for name, norm in measured.items():
         variance = streams[name] ** 2 / d_model

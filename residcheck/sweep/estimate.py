@@ -10,8 +10,7 @@ from typing import Any
 
 from residcheck.errors import ResidcheckError, first_line
 from residcheck.models import BUILTIN, ModelSpec
-from residcheck.models.cache import find
-from residcheck.models.gguf import builtin_key
+from residcheck.models.shelf import at_hand
 from residcheck.models.spec import path_exists
 from residcheck.planted import is_planted
 
@@ -96,7 +95,7 @@ def _size(spec: ModelSpec, online: bool) -> Size:
         return _planted(spec)
     if spec.name in BUILTIN:
         builtin = BUILTIN[spec.name]
-        entry = find(builtin_key(builtin))
+        entry = at_hand(builtin)
         if entry is None:  # converted, its weights are float32
             return Size(builtin.disk_bytes // _BYTES["float32"])
         return _of_config(_config(str(entry.folder)))

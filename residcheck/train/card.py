@@ -13,6 +13,7 @@ def card(provenance: Mapping[str, Any], *, plain: bool) -> str:
     first, last = provenance["rate_window"]
     lines = [
         "---",
+        "license: apache-2.0",
         "library_name: transformers",
         "tags: [residcheck, trained-control]",
         "---",
@@ -36,6 +37,7 @@ def card(provenance: Mapping[str, Any], *, plain: bool) -> str:
         f"| text | the standard library of Python {corpus['python']}, "
         f"{corpus['documents']} files, {corpus['training_tokens']:,} tokens; "
         f"{corpus['held_out_documents']} files held out |",
+        "| licence | Apache-2.0; that of the text it learnt from is the PSF's |",
         f"| sha256 of the text | {corpus['sha256']} |",
         f"| versions | {versions} |",
     ]
