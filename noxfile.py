@@ -11,7 +11,8 @@ import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
-MODELS = ("smollm2-135m", "gemma3-270m")
+SMALL = ("smollm2-135m", "control-gpt2", "control-gpt2-rescaled")
+MODELS = (*SMALL, "gemma3-270m")
 BASELINE = "tests/benchmarks/baseline.json"
 
 
@@ -23,9 +24,11 @@ def install(session: nox.Session, extra: str = "test") -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests of residcheck itself, and the claims on the default model."""
+    """The tests of residcheck itself, and the claims on the built-in models but the largest."""
     install(session)
-    session.run("pytest", "-n", "2", "--dist", "loadgroup", "tests", "claims", *session.posargs)
+    models = (f"--model={model}" for model in SMALL)
+    command = ("pytest", "-n", "2", "--dist", "loadgroup", "tests", "claims", *models)
+    session.run(*command, *session.posargs)
 
 
 @nox.session
