@@ -13,6 +13,7 @@ from residcheck.corpus import Prompts, shipped
 from residcheck.errors import UsageError
 from residcheck.measure import Session, environment, open_session
 from residcheck.measure.tokens import encode
+from residcheck.measure.trained_stream import residual_factors
 from residcheck.models import ModelSpec
 from residcheck.progress import Progress, silent
 from residcheck.view.directions import Direction, direction
@@ -149,6 +150,8 @@ def _pieces(session: Session, text: str, tokens: tuple[int, ...]) -> tuple[Piece
 
 def _facts(session: Session, tokens: int) -> tuple[str, ...]:
     anatomy, spec = session.backend.anatomy, session.loaded.spec
+    factors = residual_factors(session.loaded.model.config, anatomy.n_layers)
+    larger = () if factors is None else (f"up to {factors.max():.4g} times the stream as trained",)
     return (
         f"{anatomy.n_layers} layers",
         f"d_model {anatomy.d_model:,}",
@@ -157,6 +160,7 @@ def _facts(session: Session, tokens: int) -> tuple[str, ...]:
         f"through {session.backend.name}",
         f"{spec.processing} weights",
         f"{tokens:,} tokens",
+        *larger,
     )
 
 
