@@ -310,17 +310,14 @@ def _planted_options() -> Table:
     return table
 
 
-def _whence(model: BuiltinModel, cached: bool, size: str) -> tuple[str, str, str]:
-    """What is fetched, what it takes, and whether it is in the cache."""
-    if isinstance(model, PackagedModel):
-        return "none: part of residcheck", size, ""
-    return f"{model.download_bytes / 1e6:.0f} MB", size, "[green]yes[/]" if cached else "no"
+def _download(model: BuiltinModel) -> str:
+    return "none" if isinstance(model, PackagedModel) else f"{model.download_bytes / 1e6:.0f} MB"
 
 
 def show_models() -> None:
     """The built-in models and the state of the cache."""
     table = Table()
-    for name in ("model", "what it is", "licence", "download", "on disk", "cached"):
+    for name in ("model", "what it is", "licence", "download", "on disk", "at hand"):
         table.add_column(name, no_wrap=name == "model")
     for model in BUILTIN.values():
         entry = at_hand(model)
@@ -330,7 +327,9 @@ def show_models() -> None:
             model.name + default,
             model.title,
             model.licence,
-            *_whence(model, entry is not None, f"{size / 1e6:.0f} MB"),
+            _download(model),
+            f"{size / 1e6:.0f} MB",
+            "[green]yes[/]" if entry else "no",
         )
     console = terminal()
     console.print(table)
