@@ -145,6 +145,13 @@ def train(session: nox.Session) -> None:
 
 
 @nox.session
+def controls(session: nox.Session) -> None:
+    """What the trained controls that are shipped say: claims/CONTROLS.md."""
+    install(session)
+    session.run("residcheck", "controls", "--markdown", "claims/CONTROLS.md", *session.posargs)
+
+
+@nox.session
 def regress(session: nox.Session) -> None:
     """Models of the zoo through every version of the libraries: claims/REGRESS.md."""
     install(session)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from residcheck.stats import MIN_LAYERS, MIN_PROMPTS, Outcome
 from residcheck.verdict import Finding, Verdict
 
 Rule = Callable[[Run], Finding]
+Kind = TypeVar("Kind")
 FAMILIES = {
     "A": "growth of the residual stream",
     "B": "what sublayers write",
@@ -28,6 +29,7 @@ FAMILIES = {
     "E": "why norms grow",
     "F": "the layer horizon",
     "G": "the structure of the stream",
+    "H": "interventions in training",
 }
 
 
@@ -43,6 +45,34 @@ class Source:
     def __str__(self) -> str:
         where = f", {self.place}" if self.place else ""
         return f"{self.authors} ({self.year}), {self.title}{where}"
+
+
+class Statement(Protocol):
+    """What claims and interventions say of themselves: see :class:`Claim`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def statement(self) -> str: ...
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def published(self) -> str: ...
+
+    @property
+    def how(self) -> str:
+        """The rule in words."""
+
+
+def in_words(rule: Callable[..., Any]) -> str:
+    """A rule in words: the docstring of its function, as one paragraph."""
+    return " ".join((inspect.getdoc(rule) or "").split())
 
 
 @dataclass(frozen=True)
@@ -80,8 +110,7 @@ class Claim:
 
     @property
     def how(self) -> str:
-        """The rule in words: the docstring of its function, as one paragraph."""
-        return " ".join((inspect.getdoc(self.rule) or "").split())
+        return in_words(self.rule)
 
     def not_applicable(self, missing: dict[str, str], n_layers: int) -> str:
         """Why the claim does not apply to such a model; empty if it does."""
@@ -183,9 +212,15 @@ def claim(
 
 def all_claims() -> list[Claim]:
     """Every claim of the package ``residcheck.claims``, by family, in the order written."""
+    return sorted(declared("claim", Claim), key=lambda c: c.family)
+
+
+def declared(name: str, kind: type[Kind]) -> list[Kind]:
+    """What the tests of the package ``residcheck.claims`` carry as an attribute."""
     package: Any = importlib.import_module("residcheck.claims")
-    found: list[Claim] = []
+    found: list[Kind] = []
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"residcheck.claims.{module}")).values()
-        found += [m.claim for m in members if isinstance(getattr(m, "claim", None), Claim)]
-    return sorted(found, key=lambda c: c.family)
+        carried = (getattr(member, name, None) for member in members)
+        found += [one for one in carried if isinstance(one, kind)]
+    return found

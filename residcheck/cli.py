@@ -10,6 +10,7 @@ import click
 
 from residcheck import __version__
 from residcheck.cli_compare import compare
+from residcheck.cli_controls import controls
 from residcheck.cli_horizon import horizon
 from residcheck.cli_options import (
     FILE,
@@ -224,13 +225,14 @@ def claims(models: tuple[str, ...], markdown: Path | None) -> None:
     from residcheck.claim import all_claims
     from residcheck.console import progress_bars, show_claims
     from residcheck.curves import ModelInfo, load_run
+    from residcheck.intervention import all_interventions
     from residcheck.models import parse_spec
 
     if markdown is not None:
         from residcheck.files import write_text
         from residcheck.report.markdown import claims_page
 
-        write_text(markdown, claims_page(all_claims()))
+        write_text(markdown, claims_page(all_claims(), all_interventions()))
         return
     infos: list[ModelInfo] = []
     for text in models:
@@ -241,7 +243,7 @@ def claims(models: tuple[str, ...], markdown: Path | None) -> None:
 
         with progress_bars() as progress:
             infos.append(describe(parse_spec(text), progress))
-    show_claims(all_claims(), infos)
+    show_claims(all_claims(), all_interventions(), infos)
 
 
 @main.command()
@@ -253,6 +255,7 @@ def models() -> None:
 
 
 main.add_command(compare)
+main.add_command(controls)
 main.add_command(horizon)
 main.add_command(review)
 main.add_command(sweep)

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from residcheck.claim import Claim
+from residcheck.claim import Claim, Statement
 from residcheck.curves import Floats, ModelInfo, Run
+from residcheck.intervention import Intervention
 from residcheck.models import BUILTIN, DEFAULT_MODEL
 from residcheck.models.builtin import BuiltinModel, PackagedModel
 from residcheck.models.cache import home
@@ -277,7 +278,9 @@ def show_horizons(results: Sequence[ModelResult]) -> None:
     console.print(escape(found.summary))
 
 
-def show_claims(claims: Sequence[Claim], models: Sequence[ModelInfo]) -> None:
+def show_claims(
+    claims: Sequence[Claim], interventions: Sequence[Intervention], models: Sequence[ModelInfo]
+) -> None:
     """What is checked; with models, whether each claim applies to them."""
     table = Table(show_lines=True)
     for name in ("claim", "statement", "published", "source"):
@@ -289,15 +292,17 @@ def show_claims(claims: Sequence[Claim], models: Sequence[ModelInfo]) -> None:
             escape(claim.not_applicable(dict(model.missing), model.n_layers)) or "[green]applies[/]"
             for model in models
         ]
-        source = f"{claim.source.authors} ({claim.source.year})"
-        row = (
-            f"{claim.id}\n[dim]family {claim.family}[/]",
-            claim.statement,
-            claim.published,
-            source,
-        )
-        table.add_row(*row, *applies)
+        table.add_row(*_said(claim), *applies)
+    for one in interventions:
+        table.add_row(*_said(one), *("answered from trained controls" for _ in models))
     terminal().print(table)
+    terminal().print("family H is put to no model: residcheck controls answers it")
+
+
+def _said(claim: Statement) -> tuple[str, str, str, str]:
+    source = f"{claim.source.authors} ({claim.source.year})"
+    name = f"{claim.id}\n[dim]family {claim.family}[/]"
+    return name, claim.statement, claim.published, source
 
 
 def _planted_options() -> Table:

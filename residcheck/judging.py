@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from residcheck.claim import Claim, all_claims
+from residcheck.controls import Comparison
 from residcheck.curves import Run
+from residcheck.intervention import Intervention, provenance
 from residcheck.result import Drift, Judged, ModelResult
 from residcheck.snapshot import (
     comparable,
@@ -14,6 +16,7 @@ from residcheck.snapshot import (
     curve_document,
     find,
     key,
+    otherwise,
     read,
     recorded_outcome,
     verdict_name,
@@ -33,6 +36,21 @@ def judge(claim: Claim, run: Run, snapshots: Path = DEFAULT_SNAPSHOTS) -> Judged
     if record is None or record["provenance"]["model"]["weights"] != run.model.weights:
         return Judged(claim, verdict)
     return Judged(claim, verdict, recorded_outcome(record), not comparable(record, run))
+
+
+def judge_controls(
+    intervention: Intervention, found: Comparison, snapshots: Path = DEFAULT_SNAPSHOTS
+) -> Judged:
+    """A verdict on trained controls, beside the one recorded for these very runs.
+
+    Raises:
+        RunFileError: the record cannot be read.
+    """
+    verdict = intervention.evaluate(found)
+    record = read(snapshots, found.zoo.name, verdict_name(intervention.id))
+    if record is None or otherwise(record["provenance"], provenance(found.zoo)):
+        return Judged(intervention, verdict)
+    return Judged(intervention, verdict, recorded_outcome(record), comparable=True)
 
 
 def drift(run: Run, name: str, snapshots: Path = DEFAULT_SNAPSHOTS) -> Drift | None:

@@ -16,7 +16,9 @@ import pytest
 
 if TYPE_CHECKING:
     from residcheck.claim import Claim
+    from residcheck.controls import Comparison
     from residcheck.curves import Run
+    from residcheck.intervention import Intervention
     from residcheck.result import Judged
     from residcheck.session import Measurements
 
@@ -98,6 +100,12 @@ def _measurements(config: pytest.Config) -> Measurements:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "residcheck_controls" in metafunc.fixturenames:
+        from residcheck.controls import shipped
+
+        zoos = [pytest.param(path, id=path.name) for path in shipped()]
+        params = zoos or [pytest.param(None, id="none")]
+        metafunc.parametrize("residcheck_controls", params, indirect=True, scope="session")
     if "residcheck_run" in metafunc.fixturenames:
         specs = _measurements(metafunc.config).specs
         params = [pytest.param(s, id=text, marks=_marks(text, s)) for text, s in specs.items()]
@@ -158,23 +166,60 @@ def residcheck_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 def residcheck_judge(request: pytest.FixtureRequest, snapshot: Any) -> Callable[[Claim, Run], None]:
     """Evaluates a claim on a run and makes the verdict the outcome of the test."""
     from residcheck.judging import judge
-    from residcheck.snapshot import key, verdict_document, verdict_name
+    from residcheck.snapshot import verdict_document
 
-    measurements = _measurements(request.config)
+    folder = _measurements(request.config).snapshots
 
     def check(claim: Claim, run: Run) -> None:
-        judged = _clearly(lambda: judge(claim, run, measurements.snapshots))
-        request.node.user_properties.extend(_properties(judged).items())
-        name = key(run.model.id, verdict_name(claim.id))
-        if request.config.option.update_snapshots:
-            stored = _stored(snapshot, measurements.snapshots)
-            assert stored(name=name) == verdict_document(run, judged.verdict, claim.curves)
-        elif judged.fails:
-            pytest.fail(_message(judged), pytrace=False)
-        if judged.verdict.outcome.value == "not applicable":
-            pytest.skip(judged.verdict.note)
+        judged = _clearly(lambda: judge(claim, run, folder))
+        document = verdict_document(run, judged.verdict, claim.curves)
+        _conclude(request, _stored(snapshot, folder), judged, document)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def residcheck_controls(request: pytest.FixtureRequest) -> Comparison:
+    """The trained controls of one scale that come with residcheck, compared."""
+    from residcheck.controls import Comparison, read_zoo
+
+    if request.param is None:
+        pytest.skip("no trained controls come with this version")
+    found: Comparison = _clearly(lambda: Comparison.of(read_zoo(request.param)))
+    return found
+
+
+@pytest.fixture
+def residcheck_judge_controls(
+    request: pytest.FixtureRequest, snapshot: Any
+) -> Callable[[Intervention, Comparison], None]:
+    """Makes the verdict on trained controls the outcome of the test."""
+    from residcheck.intervention import provenance
+    from residcheck.judging import judge_controls
+    from residcheck.snapshot import verdict_of_controls
+
+    folder = _measurements(request.config).snapshots
+
+    def check(intervention: Intervention, found: Comparison) -> None:
+        judged = _clearly(lambda: judge_controls(intervention, found, folder))
+        document = verdict_of_controls(provenance(found.zoo), judged.verdict)
+        _conclude(request, _stored(snapshot, folder), judged, document)
+
+    return check
+
+
+def _conclude(request: pytest.FixtureRequest, stored: Any, judged: Judged, document: Any) -> None:
+    """Report a verdict; write it where snapshots are updated, fail the test where it fails."""
+    from residcheck.snapshot import key, verdict_name
+
+    verdict = judged.verdict
+    request.node.user_properties.extend(_properties(judged).items())
+    if request.config.option.update_snapshots:
+        assert stored(name=key(verdict.model, verdict_name(verdict.claim))) == document
+    elif judged.fails:
+        pytest.fail(_message(judged), pytrace=False)
+    if verdict.outcome.value == "not applicable":
+        pytest.skip(verdict.note)
 
 
 @pytest.fixture

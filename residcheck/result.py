@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from residcheck.claim import Claim
+from residcheck.claim import Statement
 from residcheck.compare import Comparison
 from residcheck.curves import Run
 from residcheck.errors import ExitStatus
@@ -16,13 +16,13 @@ from residcheck.verdict import Verdict
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict beside the one that was recorded for this model, if any.
+    """A verdict beside the one that was recorded for this model or these controls, if any.
 
     ``comparable`` is true when the record was made on the same weights and prompts, so
     that another outcome is a change and not another question.
     """
 
-    claim: Claim
+    claim: Statement
     verdict: Verdict
     recorded: Outcome | None = None
     comparable: bool = False

@@ -111,11 +111,12 @@ class Verdict:
             "model": self.model,
             "verdict": self.outcome.value,
             "note": self.note,
-            "estimates": [_estimate_json(e) for e in self.estimates],
+            "estimates": [estimate_json(e) for e in self.estimates],
         }
 
 
-def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """Plain data; what is not finite becomes null."""
     plain = asdict(estimate) | {"level": None if estimate.exact else LEVEL}
     for key in ("value", "low", "high"):
         plain[key] = _finite(plain[key])

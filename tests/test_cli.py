@@ -19,6 +19,7 @@ from residcheck.claim import all_claims
 from residcheck.cli import main
 from residcheck.corpus import shipped
 from residcheck.errors import ExitStatus
+from residcheck.intervention import all_interventions
 from residcheck.report.markdown import claims_page
 
 LAYERS = 6
@@ -263,4 +264,4 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_page_of_claims_is_what_the_claims_say() -> None:
     page = Path(__file__).parents[1] / "claims" / "README.md"
-    assert page.read_text(encoding="utf-8") == claims_page(all_claims())
+    assert page.read_text(encoding="utf-8") == claims_page(all_claims(), all_interventions())

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from residcheck.claim import FAMILIES, Claim
+from residcheck.claim import FAMILIES, Claim, Statement
+from residcheck.intervention import FAMILY, Intervention
 from residcheck.report.horizons import COLUMNS, TITLE, Across, cells
 from residcheck.report.outline import SYMBOLS, Answer, Outline, Section, outline
 from residcheck.result import Failure, Judged, ModelResult
@@ -18,6 +19,11 @@ _CLAIMS_INTRODUCTION = (
     "Written by `residcheck claims --markdown claims/README.md` from the claims themselves. "
     "A model's numbers are in its report. An interval over prompts speaks "
     "of other prompts on the same model, and of nothing else."
+)
+_ANSWERED_BY_TRAINING = (
+    "No model is asked these: they are answered from trained controls, small GPT-2s that differ "
+    "in one thing each (`residcheck controls`). An interval over seeds speaks of other seeds of "
+    "such models, and of nothing else."
 )
 # What GitHub reads as markup, mathematics ($) and the edges of table cells (|) included.
 _MARKUP = re.compile(r"[\\`*_\[\]|~$#]")
@@ -36,23 +42,33 @@ def render(results: Sequence[ModelResult], failures: Sequence[Failure] = ()) -> 
     return "\n\n".join(blocks) + "\n"
 
 
-def claims_page(claims: Sequence[Claim]) -> str:
+def claims_page(claims: Sequence[Claim], interventions: Sequence[Intervention]) -> str:
     """What is checked, family by family: statement, published numbers, source, rule."""
     blocks = ["# The claims", _CLAIMS_INTRODUCTION]
     for family, group in groupby(claims, key=lambda claim: claim.family):
         blocks.append(f"## Family {family}: {FAMILIES[family]}")
-        blocks += [_claim_section(claim) for claim in group]
+        blocks += [_section(claim, _reads(claim)) for claim in group]
+    blocks += [f"## Family {FAMILY}: {FAMILIES[FAMILY]}", _ANSWERED_BY_TRAINING]
+    blocks += [_section(one, _compares(one)) for one in interventions]
     return "\n\n".join(blocks) + "\n"
 
 
-def _claim_section(claim: Claim) -> str:
+def _reads(claim: Claim) -> str:
     needs = f"{claim.prompts} prompts, {claim.layers} layers"
     curves = ", ".join(f"`{name}`" for name in claim.curves) or "no measurement"
+    return f"Reads: {curves}; at least {needs}"
+
+
+def _compares(intervention: Intervention) -> str:
+    arms = ", ".join(f"`{arm}`" for arm in intervention.arms)
+    return f"Compares: {arms} with `baseline`, at least 2 seeds each"
+
+
+def _section(claim: Statement, needs: str) -> str:
     lines = [
         f"### `{claim.id}`",
         f"**{plain(claim.statement)}**",
-        f"- Published: {plain(claim.published)}\n- Source: {plain(str(claim.source))}\n"
-        f"- Reads: {curves}; at least {needs}",
+        f"- Published: {plain(claim.published)}\n- Source: {plain(str(claim.source))}\n- {needs}",
         plain(claim.how),
     ]
     return "\n\n".join(lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, isnan
 
-from residcheck.claim import Claim
+from residcheck.claim import Statement
 from residcheck.curves import ModelInfo, Run
 from residcheck.report.horizons import Across, across
 from residcheck.result import Drift, Judged, ModelResult
@@ -35,7 +35,7 @@ class Answer:
 class Section:
     """One claim with an answer per model, in the order of the models; None: not judged."""
 
-    claim: Claim
+    claim: Statement
     cells: tuple[Answer | None, ...]
 
     @property

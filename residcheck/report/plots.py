@@ -36,7 +36,7 @@ def frames(charts: Sequence[Chart]) -> list[Frame]:
 
 def draw(chart: Chart, key: str, frame: Frame) -> str:
     """The chart as SVG text; ``key`` must be unique on its page."""
-    with _settings(key):
+    with settings(key):
         height = style.HEIGHT if chart.map is None else style.MAP_HEIGHT
         figure = Figure(figsize=(style.WIDTH / 72, height / 72))
         under = None
@@ -49,14 +49,14 @@ def draw(chart: Chart, key: str, frame: Frame) -> str:
 
 def draw_models(scatter: Scatter, key: str) -> str:
     """Models as points, as SVG text; ``key`` must be unique on its page."""
-    with _settings(key):
+    with settings(key):
         figure = Figure(figsize=(style.WIDTH / 72, style.MAP_HEIGHT / 72))
         draw_scatter(figure, scatter)
         return inline_svg(figure, key, scatter.in_words)
 
 
 @contextmanager
-def _settings(key: str) -> Iterator[None]:
+def settings(key: str) -> Iterator[None]:
     """Within: matplotlib draws as the page looks, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

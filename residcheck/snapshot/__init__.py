@@ -14,4 +14,5 @@ from residcheck.snapshot.store import read as read
 from residcheck.snapshot.store import recorded_outcome as recorded_outcome
 from residcheck.snapshot.store import verdict_document as verdict_document
 from residcheck.snapshot.store import verdict_name as verdict_name
+from residcheck.snapshot.store import verdict_of_controls as verdict_of_controls
 from residcheck.snapshot.store import writing_forbidden as writing_forbidden

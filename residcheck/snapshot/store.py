@@ -61,13 +61,19 @@ def verdict_document(run: Run, verdict: Verdict, curves: Collection[str]) -> Doc
     return _document(run, "verdict", verdict.claim, over_horizons) | {"verdict": body}
 
 
+def verdict_of_controls(provenance: Document, verdict: Verdict) -> Document:
+    """The same of a verdict on trained controls, which has another provenance."""
+    body = verdict.to_json()
+    del body["model"]
+    return _labelled("verdict", verdict.claim, provenance) | {"verdict": body}
+
+
 def _document(run: Run, kind: str, name: str, over_horizons: bool) -> Document:
-    return {
-        "schema": SCHEMA,
-        "kind": kind,
-        "name": name,
-        "provenance": _provenance(run, over_horizons),
-    }
+    return _labelled(kind, name, _provenance(run, over_horizons))
+
+
+def _labelled(kind: str, name: str, provenance: Document) -> Document:
+    return {"schema": SCHEMA, "kind": kind, "name": name, "provenance": provenance}
 
 
 def _provenance(run: Run, over_horizons: bool) -> dict[str, Any]:

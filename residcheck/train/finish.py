@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from residcheck.files import write_text
-from residcheck.train import history
+from residcheck.train import history, measured
 from residcheck.train.architecture import centred
 from residcheck.train.batches import spread
 from residcheck.train.card import card
@@ -21,6 +21,7 @@ from residcheck.train.corpus import Corpus
 from residcheck.train.export import exported, is_gpt2, shift, write_model
 from residcheck.train.growth import measure
 from residcheck.train.runs import Run
+from residcheck.train.stored import measured_of
 from residcheck.train.tokens import wrapped
 
 SCHEMA = "residcheck.train.provenance/1"
@@ -28,13 +29,16 @@ _SHIFT_WINDOWS = 2
 
 
 def finish(run: Run, corpus: Corpus, model: Any, seconds: float) -> None:
-    """Measure the whole held-out part, export the model, and write ``provenance.json`` last."""
+    """Measure what is kept of the model, export it, and write ``provenance.json`` last."""
     scale, changes = run.scale, run.arm.changes
     everything = spread(corpus.held_out, corpus.mark, scale.context, len(corpus.held_out))
     windows = torch.from_numpy(everything).to(scale.device)
     whole = measure(model, windows, centred=centred(changes))
+    same = spread(corpus.held_out, corpus.mark, scale.context, scale.held_out_windows)
+    fixed = measure(model, torch.from_numpy(same).to(scale.device), centred=centred(changes))
     last = history.read(run.history)[-1]
     trained = copy.deepcopy(model).cpu()
+    measured.write(run.measured, measured_of(fixed, trained))
     written = exported(copy.deepcopy(trained))
     said: dict[str, Any] = {
         "schema": SCHEMA,

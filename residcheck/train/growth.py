@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,24 @@ _WINDOWS = 8  # at a time
 
 @dataclass(frozen=True)
 class Growth:
-    """``pre`` and ``post`` are norms ``[window, position, layer]`` without position 0."""
+    """Losses in nats ``[window]``, and norms ``[window, position, layer]`` without position 0.
 
-    loss: float
+    Args:
+        pre: of what each block receives.
+        post: of what it passes on.
+        attn: of what its attention writes to the stream; in a post-norm block, before the norm.
+        mlp: the same of its MLP.
+    """
+
+    losses: Floats
     pre: Floats
     post: Floats
+    attn: Floats
+    mlp: Floats
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
 
     def rate(self, phase: Phase) -> Estimate:
         """Factor per layer over ``phase``, with an interval over windows."""
@@ -36,23 +49,20 @@ class Growth:
 @torch.no_grad()
 def measure(model: Any, windows: Int[Tensor, "window tokens"], *, centred: bool) -> Growth:
     """Loss in nats and norms of a model on held-out windows, in the model's own dtype."""
-    losses, before, after = [], [], []
+    parts: list[tuple[Tensor, ...]] = []
     for some in torch.split(windows, _WINDOWS):
-        with _noting(model, centred) as (pre, post):
+        with _noting(model, centred) as noted:
             logits = model(some[:, :-1], use_cache=False).logits
-        losses.append(F.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="sum"))
-        before.append(torch.stack(pre, dim=-1))
-        after.append(torch.stack(post, dim=-1))
-    count = windows[:, 1:].numel()
-    norms = (torch.cat(x).double().cpu().numpy() for x in (before, after))
-    return Growth(float(torch.stack(losses).double().sum()) / count, *norms)
+        losses = F.cross_entropy(logits.mT, some[:, 1:], reduction="none").double().mean(dim=1)
+        parts.append((losses, *(torch.stack(norms, dim=-1) for norms in noted)))
+    return Growth(*(torch.cat(x).double().cpu().numpy() for x in zip(*parts, strict=True)))
 
 
 @contextmanager
-def _noting(model: Any, centred: bool) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Within, the norms that go into each block and come out of it."""
-    pre: list[Tensor] = []
-    post: list[Tensor] = []
+def _noting(model: Any, centred: bool) -> Iterator[tuple[list[Tensor], ...]]:
+    """Within, norms per block: what goes in, what comes out, what attention and MLP write."""
+    noted: tuple[list[Tensor], ...] = ([], [], [], [])
+    pre, post, attn, mlp = noted
 
     def norm(stream: Tensor) -> Tensor:
         stream = stream[:, 1:].detach()
@@ -63,14 +73,18 @@ def _noting(model: Any, centred: bool) -> Iterator[tuple[list[Tensor], list[Tens
     def note_input(module: Any, args: Any) -> None:
         pre.append(norm(args[0]))
 
-    def note_output(module: Any, args: Any, output: Any) -> None:
-        post.append(norm(output))
+    def note_output(into: list[Tensor]) -> Callable[[Any, Any, Any], None]:
+        return lambda module, args, out: into.append(
+            norm(out[0] if isinstance(out, tuple) else out)
+        )
 
-    blocks = model.transformer.h
-    hooks = [block.register_forward_pre_hook(note_input) for block in blocks]
-    hooks += [block.register_forward_hook(note_output) for block in blocks]
+    hooks = []
+    for block in model.transformer.h:
+        hooks.append(block.register_forward_pre_hook(note_input))
+        for module, into in ((block, post), (block.attn, attn), (block.mlp, mlp)):
+            hooks.append(module.register_forward_hook(note_output(into)))
     try:
-        yield pre, post
+        yield noted
     finally:
         for hook in hooks:
             hook.remove()

@@ -59,6 +59,10 @@ class Run:
         return self.folder / "history.jsonl"
 
     @property
+    def measured(self) -> Path:
+        return self.folder / "measured.json"
+
+    @property
     def provenance(self) -> Path:
         return self.folder / "provenance.json"
 

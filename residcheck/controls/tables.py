@@ -1,0 +1,125 @@
+"""The tables that terminal and page have in common, as finished texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from residcheck.controls.comparison import Comparison
+from residcheck.controls.rates import LOG_RATE, LOSS, STORED, over_windows, rate
+from residcheck.controls.reading import BASELINE
+from residcheck.stats import Estimate
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, what stands above and below, and rows of text; ``left`` columns hold words."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+    note: str = ""
+
+
+def subject(found: Comparison) -> str:
+    """What was trained on what, in one line."""
+    scale, window = found.zoo.scale, found.zoo.scale.window
+    corpus = found.zoo.runs[0].corpus
+    return (
+        f"{scale.layers} layers, width {scale.width}, {scale.tokens:,} tokens of the library of "
+        f"Python {corpus.get('python', '?')}; rates over layers {window.first}-{window.last}"
+    )
+
+
+def tables(found: Comparison) -> list[Table]:
+    return [_runs(found), _arms(found), _stored(found)]
+
+
+def noise(found: Comparison) -> str:
+    """How far apart the seeds of the baseline lie, and what is left beside arms and seeds."""
+    said = [_spread(found, LOG_RATE, "log rate"), _spread(found, LOSS, "loss")]
+    text = f"baseline: {', '.join(said)}"
+    blocks = found.blocks(LOG_RATE)
+    if blocks is None:
+        return f"{text}; {found.why_undecided(BASELINE)}"
+    return (
+        f"{text}; residuals of the log rate over {len(found.arms)} arms and "
+        f"{len(found.seeds)} seeds: standard deviation {blocks.variance**0.5:.4f}, "
+        f"{blocks.dof} degrees of freedom"
+    )
+
+
+def _spread(found: Comparison, quantity: str, name: str) -> str:
+    values = found.of_arm(BASELINE, quantity)
+    if len(values) < 2:
+        return f"{name} {values[0]:.4f} (one seed)"
+    return f"{name} {values.mean():.4f}, seeds apart by {np.ptp(values):.4f}"
+
+
+def _runs(found: Comparison) -> Table:
+    head = ("arm", "seed", "rate per layer", "loss", "log rate minus baseline")
+    rows = []
+    for (arm, seed), run in found.runs.items():
+        pair = NONE
+        if arm != BASELINE and seed in found.paired(arm):
+            pair = signed(over_windows(run, found.runs[BASELINE, seed]))
+        rows.append((arm, str(seed), interval(rate(run)), f"{run.loss:.4f}", pair))
+    note = "intervals over held-out windows: of this very model, not of another seed"
+    return Table("Runs", head, tuple(rows), note=note)
+
+
+def _arms(found: Comparison) -> Table:
+    head = ("arm", "seeds", "log rate minus baseline", "loss minus baseline", "residual")
+    blocks = found.blocks(LOG_RATE)
+    rows = []
+    for arm in found.all_arms:
+        residual = NONE
+        if blocks is not None and arm in found.arms:
+            own = blocks.residuals[found.arms.index(arm)]
+            residual = f"{np.sqrt((own**2).mean()):.4f}"
+        pairs = (NONE, NONE)
+        if arm != BASELINE:
+            pairs = (
+                signed(found.difference(arm, LOG_RATE)),
+                signed(found.difference(arm, LOSS)),
+            )
+        rows.append((arm, str(len(found.seeds_of(arm))), *pairs, residual))
+    note = (
+        "intervals over seeds: arms and seeds as a block design, with one variance for all arms; "
+        "residual: root mean square of what is left of the arm's log rate"
+    )
+    return Table("Arms against the baseline", head, tuple(rows), note=note)
+
+
+def _stored(found: Comparison) -> Table:
+    head = ("arm", "stream", *STORED)
+    rows = [
+        (arm, *(f"{found.of_arm(arm, name).mean():+.4f}" for name in (LOG_RATE, *STORED)))
+        for arm in found.all_arms
+    ]
+    note = "log rates per layer of norms, mean over seeds; folded: with the gain that is read"
+    return Table("Where the growth is stored", head, tuple(rows), note=note)
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference; without an interval where there is none."""
+    if not isfinite(estimate.value):
+        return NONE
+    if not isfinite(estimate.low):
+        return f"{estimate.value:+.4f}"
+    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+
+
+def left_out(found: Comparison) -> Iterator[str]:
+    if found.zoo.unfinished:
+        yield f"not finished, and left out: {', '.join(found.zoo.unfinished)}"
