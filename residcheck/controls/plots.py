@@ -190,7 +190,7 @@ def _row_axes(figure: Figure, arms: Sequence[str], place: int, panels: int, titl
     bottom = 24 / height
     up = _ROW * max(2, len(arms)) / height
     axes = figure.add_axes((left + place * width, bottom, width - gap, up))
-    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(arms)) - 0.5, -0.5)
     axes.set_yticks(range(len(arms)), arms if place == 0 else [""] * len(arms))
     axes.grid(axis="x")
     if title:
