@@ -53,6 +53,9 @@ OF_PROCESSING = ("processing_shift", "reprocessing_shift")
 OF_KERNEL = ("padding_spread",)
 """What padding positions hold is the choice of the attention kernel and of the library that makes
 its mask: all that they see is masked. What padding does to tokens is ``padding_shift``."""
+OF_LIBRARY = ("padding_shift", *OF_KERNEL)
+"""Probes of left padding: whether learned positions count it, too, is the library's choice, so that
+snapshots of them hold for the backend through which they were taken."""
 
 SAMPLED_AXES = ("prompt", "draw", "neuron")
 """Axes over which a summary averages; heads, matrices, writes and layers it keeps apart."""

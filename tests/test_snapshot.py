@@ -120,6 +120,19 @@ def test_the_weights_and_the_prompts_of_the_run_come_first() -> None:
     assert comparable(document, other) == "the snapshot was taken on other prompts"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("padding_shift", "through other, which pads its own way"), ("b_O_norm", "")],
+)
+def test_how_a_library_pads_is_held_against_that_library_only(name: str, reason: str) -> None:
+    run = the_run()
+    document = as_stored(curve_document(run, "b_O_norm")) | {"name": name}
+    assert comparable(document, run) == ""
+    document["provenance"]["model"]["backend"] = "other"
+    assert comparable(document, run).endswith(reason)
+    assert bool(comparable(document, run)) == bool(reason)
+
+
 def test_updating_replaces_what_was_taken_otherwise() -> None:
     """syrupy keeps what matches; a verdict that is the same says nothing of the variant."""
     then, now = the_run(), the_run(ablation="mean")

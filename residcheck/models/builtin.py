@@ -47,13 +47,15 @@ class PackagedModel:
     """A model that is a folder of this package: safetensors, tokenizer and card.
 
     Args:
-        weights_sha256: of its ``model.safetensors``.
+        files_sha256: of the listing of :attr:`files` as ``sha256sum`` prints it.
     """
 
     name: str
     title: str
     licence: str
-    weights_sha256: str
+    files_sha256: str
+    files = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+             "tokenizer_config.json")  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -130,13 +132,13 @@ BUILTIN: dict[str, BuiltinModel] = {
             name="control-gpt2",
             title="GPT-2 trained here (LayerNorm, GELU, 12 layers, d_model 128; Python code)",
             licence="Apache-2.0",
-            weights_sha256="e344084a78af31ede175d98b6b7ed2eeeda90919ac4a8a48c8100247aec8fdb9",
+            files_sha256="6eb820df2d0d5089692b795eb39c6aa64d740828ba724cff6eececd05803817c",
         ),
         PackagedModel(
             name="control-gpt2-rescaled",
             title="The same, trained with its stream divided by 1.045 before each block",
             licence="Apache-2.0",
-            weights_sha256="c60274e4d2a7556581dc9aec60305f68967ec5d718415cb70528a41f844820bb",
+            files_sha256="42e2d1b9dc6315afa6ffee28e8ee453f81728a6c4d28f74311bf84d528c1c8b3",
         ),
     )
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from residcheck.errors import LoadError
 from residcheck.models.builtin import BuiltinModel, PackagedModel
 from residcheck.models.cache import Entry, find, sha256, weights_digest
 from residcheck.models.gguf import cached_wheels, wheels_key
 from residcheck.progress import Progress, silent
-
-_WEIGHTS = "model.safetensors"
 
 
 def at_hand(model: BuiltinModel) -> Entry | None:
@@ -34,15 +34,15 @@ def obtained(model: BuiltinModel, progress: Progress = silent) -> Entry:
 
 
 def _packaged(model: PackagedModel) -> Entry:
-    weights = model.folder / _WEIGHTS
     try:
-        found = sha256(weights)
+        found = {name: sha256(model.folder / name) for name in model.files}
         size = model.disk_bytes
     except OSError as error:
-        raise _damaged(model, f"{weights} cannot be read: {error.strerror}") from error
-    if found != model.weights_sha256:
-        raise _damaged(model, f"{weights} does not have the sha256 that residcheck expects")
-    return Entry(model.folder, weights_digest({_WEIGHTS: found}), size)
+        raise _damaged(model, f"{error.filename} cannot be read: {error.strerror}") from error
+    listing = "".join(f"{digest}  {name}\n" for name, digest in found.items())
+    if hashlib.sha256(listing.encode()).hexdigest() != model.files_sha256:
+        raise _damaged(model, f"files in {model.folder} are not those that were shipped")
+    return Entry(model.folder, weights_digest(found), size)
 
 
 def _damaged(model: PackagedModel, reason: str) -> LoadError:

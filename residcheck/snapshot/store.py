@@ -19,7 +19,7 @@ from urllib.parse import quote
 from residcheck.compare import Comparison, compare_curves
 from residcheck.curves import Run, read_json, summary
 from residcheck.errors import RunFileError
-from residcheck.names import HORIZON
+from residcheck.names import HORIZON, OF_LIBRARY
 from residcheck.stats import Outcome
 from residcheck.tolerances import tolerance
 from residcheck.verdict import Verdict
@@ -134,6 +134,8 @@ def _check(document: Any, where: str) -> None:
 def comparable(document: Document, run: Run) -> str:
     """Why a document cannot be held against ``run``; empty if it can."""
     then = document["provenance"]
+    if document["name"] in OF_LIBRARY and then["model"]["backend"] != run.model.backend:
+        return f"the snapshot was taken through {then['model']['backend']}, which pads its own way"
     return otherwise(then, _provenance(run, over_horizons="horizon" in then))
 
 
