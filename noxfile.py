@@ -148,7 +148,8 @@ def train(session: nox.Session) -> None:
 def controls(session: nox.Session) -> None:
     """What the trained controls that are shipped say: claims/CONTROLS.md."""
     install(session)
-    session.run("residcheck", "controls", "--markdown", "claims/CONTROLS.md", *session.posargs)
+    command = ("residcheck", "controls", "--markdown", "claims/CONTROLS.md")
+    session.run(*command, *session.posargs, success_codes=[0, 1])
 
 
 @nox.session

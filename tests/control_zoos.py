@@ -62,7 +62,9 @@ def write_run(
         "rate": rate,
         "corpus": {"sha256": "a" * 64, "python": "3.11.7", "training_tokens": 1000},
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "device": "cpu",
+        "device": "cpu (x86_64)",
+        "threads": 1,
+        "seconds": 90.0,
     }
     (path / "provenance.json").write_text(json.dumps(said))
     return path

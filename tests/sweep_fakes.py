@@ -18,8 +18,8 @@ from residcheck.sweep.store import Entry
 _WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from residcheck.sweep.process import BUSY
-from residcheck.sweep.store import Status, Taken, read_job
+from residcheck.locking import BUSY, Taken
+from residcheck.sweep.store import Status, read_job
 
 entry, job = read_job(Path(sys.argv[-1]))
 try:

@@ -18,11 +18,12 @@ from click.testing import CliRunner, Result
 from train_runs import Silent, corpus, run
 
 from residcheck.errors import ExitStatus, ResidcheckError, UsageError
+from residcheck.locking import Taken
 from residcheck.train import checkpoint, history
 from residcheck.train.arms import read_arms
 from residcheck.train.command import main
 from residcheck.train.history import Record, recorded_steps
-from residcheck.train.runs import Run, Taken, ordered, write_run
+from residcheck.train.runs import Run, ordered, write_run
 from residcheck.train.scales import read_scales
 from residcheck.train.trainer import Trainer
 from residcheck.train.worker import TIED

@@ -36,6 +36,9 @@ class Control:
         loss: nats on the whole held-out text.
         corpus: facts about the text: ``sha256``, ``python``, numbers of tokens.
         versions: of Python and the libraries.
+        device: that it was trained on, in words.
+        threads: that it had there.
+        seconds: of training, with whatever else the machine did meanwhile.
         sha256: of the files that were read.
     """
 
@@ -45,6 +48,9 @@ class Control:
     loss: float
     corpus: Mapping[str, Any]
     versions: Mapping[str, str]
+    device: str
+    threads: int
+    seconds: float
     history: tuple[Record, ...]
     measured: Measured
     sha256: str
@@ -164,6 +170,9 @@ def read_control(folder: Path) -> Control:
             float(loss),
             corpus | {"sha256": str(corpus["sha256"])},
             versions,
+            str(said["device"]),
+            int(said["threads"]),
+            float(said["seconds"]),
             _history(folder / "history.jsonl", scale),
             measured,
             sha256(path.read_bytes() + (folder / "provenance.json").read_bytes()).hexdigest(),

@@ -26,13 +26,13 @@ def growth_removed(found: Comparison) -> Decision:
     """Is the log rate of the rescaled stream within 0.005 of 0?"""
     left, grows = found.mean(RESCALED, LOG_RATE, _NONE), found.mean(BASELINE, LOG_RATE)
     beside = [grows, found.difference(RESCALED, LOG_RATE), found.difference(RESCALED, LOSS)]
-    notes = [f"{left.value / grows.value:.2f} of the baseline's log rate is left"]
+    notes = [f"the log rate is {left.value / grows.value:.2f} times the baseline's"]
     if found.seeds_of(LEARNED):
         beside += [found.mean(LEARNED, LOG_RATE), found.difference(LEARNED, LOSS)]
         learned = [divisor(found.runs[LEARNED, seed]) for seed in found.seeds_of(LEARNED)]
         share = beside[3].value / grows.value
         factors = ", ".join(f"{factor:.4f}" for factor in learned)
-        notes.append(f"learned: divided by {factors}, {share:.2f} of the log rate is left")
+        notes.append(f"learned: divided by {factors}, the log rate is {share:.2f} times it")
     decision = decide(left, *beside, note="; ".join(notes))
     if decision.outcome is Outcome.REFUTED and left.value < 0:
         decision = decision.with_note("the stream shrinks: more than its growth is taken away")

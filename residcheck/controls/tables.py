@@ -11,6 +11,7 @@ import numpy as np
 from residcheck.controls.comparison import Comparison
 from residcheck.controls.rates import LOG_RATE, LOSS, STORED, over_windows, rate
 from residcheck.controls.reading import BASELINE
+from residcheck.report.outline import count
 from residcheck.stats import Estimate
 
 NONE = "-"
@@ -63,15 +64,24 @@ def _spread(found: Comparison, quantity: str, name: str) -> str:
 
 
 def _runs(found: Comparison) -> Table:
-    head = ("arm", "seed", "rate per layer", "loss", "log rate minus baseline")
+    head = ("arm", "seed", "rate per layer", "loss", "log rate minus baseline", "minutes")
     rows = []
     for (arm, seed), run in found.runs.items():
         pair = NONE
         if arm != BASELINE and seed in found.paired(arm):
             pair = signed(over_windows(run, found.runs[BASELINE, seed]))
-        rows.append((arm, str(seed), interval(rate(run)), f"{run.loss:.4f}", pair))
-    note = "intervals over held-out windows: of this very model, not of another seed"
+        minutes = f"{run.seconds / 60:,.0f}"
+        rows.append((arm, str(seed), interval(rate(run)), f"{run.loss:.4f}", pair, minutes))
+    note = (
+        "intervals over held-out windows: of this very model, not of another seed; trained on "
+        f"{_machines(found)}, in minutes that pass while other work is done, too"
+    )
     return Table("Runs", head, tuple(rows), note=note)
+
+
+def _machines(found: Comparison) -> str:
+    used = {(run.device, run.threads) for run in found.zoo.runs}
+    return " and ".join(f"{device} with {count(n, 'thread')}" for device, n in sorted(used))
 
 
 def _arms(found: Comparison) -> Table:

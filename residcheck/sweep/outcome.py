@@ -12,11 +12,12 @@ from filelock import FileLock
 from residcheck.curves import load_run
 from residcheck.errors import ExitStatus, RunFileError
 from residcheck.judging import DEFAULT_SNAPSHOTS, answerable, judge_run
+from residcheck.locking import Taken
 from residcheck.output import write_files
 from residcheck.progress import Progress, silent
 from residcheck.report import write_html
 from residcheck.result import Failure, ModelResult
-from residcheck.sweep.store import Entry, Status, Taken
+from residcheck.sweep.store import Entry, Status
 
 REPORT, RESULTS, SUMMARY = "report.html", "results.json", "summary.md"
 TOGETHER = 12

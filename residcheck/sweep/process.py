@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from residcheck.sweep.store import Entry, Status, Taken
+from residcheck.locking import BUSY, Taken
+from residcheck.sweep.store import Entry, Status
 
 TIED = "--tied"
 WORKER = (sys.executable, "-m", "residcheck.sweep.worker", TIED)
-BUSY = 75
-"""Exit status of a worker whose model another process measures; sysexits' EX_TEMPFAIL."""
 
 
 class Process:

@@ -2,86 +2,52 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from itertools import groupby
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from residcheck.console import STYLES, show_horizons, terminal
+from residcheck.course import Bars
 from residcheck.report.outline import Section, count, outline
 from residcheck.sweep.estimate import Estimate
 from residcheck.sweep.outcome import Outcome
 from residcheck.sweep.store import Entry
 
 
-class Course(AbstractContextManager["Course"]):
+class Course(Bars):
     """A sweep as it goes: a bar for all models and one for each under way, or lines in a log."""
 
     def __init__(self, entries: Sequence[Entry], finished: int) -> None:
+        super().__init__(TimeElapsedColumn())
         self._done, self._total = finished, len(entries)
-        self._console = Console(file=sys.stderr, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._all = self._bars.add_task("models", total=self._total, completed=finished)
+        self._all = self.bars.add_task("models", total=self._total, completed=finished)
         self._under_way: dict[Entry, TaskID] = {}
 
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
     def began(self, entry: Entry) -> None:
-        self._under_way[entry] = self._bars.add_task(escape(entry.text), total=None)
-        if not self._console.is_terminal:
-            self._say(f"measuring {escape(entry.text)}")
+        self._under_way[entry] = self.bars.add_task(escape(entry.text), total=None)
+        if not self.drawn:
+            self.say(f"measuring {escape(entry.text)}")
 
     def ended(self, entry: Entry) -> None:
         if entry in self._under_way:
-            self._bars.remove_task(self._under_way.pop(entry))
+            self.bars.remove_task(self._under_way.pop(entry))
         self._done += 1
-        self._bars.update(self._all, completed=self._done)
+        self.bars.update(self._all, completed=self._done)
         status, name = entry.status, escape(entry.text)
         so_far = f"[dim]({self._done} of {self._total})[/]"
         if status is None or status.state == "failed":
             message = "" if status is None else f": {escape(status.message)}"
-            self._say(f"[red]failed[/]   {name}{message} {so_far}")
+            self.say(f"[red]failed[/]   {name}{message} {so_far}")
         else:
-            self._say(f"[green]finished[/] {name} in {status.seconds:,.0f} s {so_far}")
+            self.say(f"[green]finished[/] {name} in {status.seconds:,.0f} s {so_far}")
 
     def waits(self, entries: Sequence[Entry]) -> None:
         names = ", ".join(escape(entry.text) for entry in entries)
-        self._say(f"waiting for what another sweep measures: {names}")
-
-    def _say(self, text: str) -> None:
-        self._bars.console.print(text, soft_wrap=True)
+        self.say(f"waiting for what another sweep measures: {names}")
 
 
 def show_plan(entries: Sequence[Entry], estimates: Sequence[Estimate], where: str) -> None:

@@ -10,23 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
-
-from filelock import FileLock, Timeout
 
 from residcheck import __version__
 from residcheck.corpus import Prompts
 from residcheck.errors import RunFileError
 from residcheck.files import write_text
+from residcheck.locking import LOCK, Taken, locked
 from residcheck.models import ModelSpec
 from residcheck.models.spec import path_exists
 
 SCHEMA = "residcheck.sweep/1"
-LOCK, LOG, JOB = ".lock", "log.txt", "job.json"
+LOG, JOB = "log.txt", "job.json"
 _KEPT = {LOCK, LOG, JOB}
 _LOCK_SECONDS = 1.0
 """A look at a lock takes no time; who measures holds it for longer."""
@@ -42,10 +40,6 @@ class Status:
     seconds: float
     message: str = ""
     hint: str = ""
-
-
-class Taken(Exception):
-    """Another process measures this model."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +92,9 @@ class Entry:
                 return "under way"
         return "to do" if self.status is None else "failed before"
 
-    @contextmanager
-    def locked(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-        """Within, the model is this process's own; raises :class:`Taken` if another has it."""
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            raise Taken from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self, seconds: float = _LOCK_SECONDS) -> AbstractContextManager[None]:
+        """Within, the model is this process's own; raises ``Taken`` if another has it."""
+        return locked(self.folder, seconds)
 
     def look(self) -> Literal["free", "taken", "finished"]:
         """Whether it is to be measured now; what an earlier turn said of a failure is forgotten."""

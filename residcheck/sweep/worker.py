@@ -15,8 +15,9 @@ import traceback
 from pathlib import Path
 
 from residcheck.errors import ResidcheckError, first_line
-from residcheck.sweep.process import BUSY, TIED
-from residcheck.sweep.store import Entry, Job, Status, Taken, read_job
+from residcheck.locking import BUSY, Taken
+from residcheck.sweep.process import TIED
+from residcheck.sweep.store import Entry, Job, Status, read_job
 
 
 def work(folder: Path) -> int:

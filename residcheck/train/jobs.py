@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from residcheck.locking import BUSY
 from residcheck.sweep.process import last_line
 from residcheck.train.runs import Run
-from residcheck.train.worker import BUSY, TIED
+from residcheck.train.worker import TIED
 
 _COMMAND = (sys.executable, "-m", "residcheck.train.worker", TIED)
 _PATIENCE = 120.0  # seconds for a last step and its checkpoint

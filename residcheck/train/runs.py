@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from residcheck.errors import ResidcheckError, UsageError
 from residcheck.files import write_text
+from residcheck.locking import locked
 from residcheck.train.arms import Arm, Changes
 from residcheck.train.scales import Scale
 
 SCHEMA = "residcheck.train.run/1"
 CORPUS = "corpus"
-
-
-class Taken(Exception):
-    """Another process trains this model."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +74,9 @@ class Run:
         """Whether it is trained and exported: its provenance is written last."""
         return self.provenance.is_file()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within, the run is this process's own; raises :class:`Taken` if another has it."""
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise Taken from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """Within, the run is this process's own; raises ``Taken`` if another has it."""
+        return locked(self.folder)
 
 
 def ordered(

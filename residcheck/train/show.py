@@ -2,77 +2,50 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID, TextColumn
 from rich.table import Table
 
 from residcheck.console import terminal
+from residcheck.course import Bars
 from residcheck.train.arms import Arm
 from residcheck.train.runs import Run
 from residcheck.train.scales import Scale
 
 
-class Course(AbstractContextManager["Course"]):
+class Course(Bars):
     """Runs as they go."""
 
     def __init__(self, runs: int, finished: int) -> None:
+        super().__init__(TextColumn("{task.fields[said]}"))
         self._total, self._done = runs, finished
-        self._console = Console(file=sys.stderr, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            console=self._console,
-            transient=True,
-        )
         self._under_way: dict[Run, TaskID] = {}
         self._left: dict[Run, str] = {}
 
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
     def began(self, run: Run) -> None:
-        self._under_way[run] = self._bars.add_task(run.name, total=run.scale.steps, said="")
-        if not self._console.is_terminal:
-            self._say(f"training {run.name}")
+        self._under_way[run] = self.bars.add_task(run.name, total=run.scale.steps, said="")
+        if not self.drawn:
+            self.say(f"training {run.name}")
 
     def told(self, run: Run, said: dict[str, Any]) -> None:
         if said["kind"] == "step":
             speed, left = said["tokens_per_second"], said["seconds_left"] / 60
             self._left[run] = f"{speed:,.0f} tokens/s, {left:.0f} min left"
             text = f"loss {said['loss']:.3f}, {self._left[run]}"
-            self._bars.update(self._under_way[run], completed=said["step"], said=text)
-        elif said["kind"] == "record" and not self._console.is_terminal:
-            self._say(f"{run.name}: {_in_words(said, run.scale)}, {self._left.get(run, 'begins')}")
+            self.bars.update(self._under_way[run], completed=said["step"], said=text)
+        elif said["kind"] == "record" and not self.drawn:
+            self.say(f"{run.name}: {_in_words(said, run.scale)}, {self._left.get(run, 'begins')}")
 
     def ended(self, run: Run, trouble: str) -> None:
-        self._bars.remove_task(self._under_way.pop(run))
+        self.bars.remove_task(self._under_way.pop(run))
         if trouble:
-            self._say(f"[red]failed[/]   {run.name}: {escape(trouble)}")
+            self.say(f"[red]failed[/]   {run.name}: {escape(trouble)}")
             return
         self._done += 1
-        self._say(f"[green]finished[/] {run.name} [dim]({self._done} of {self._total})[/]")
-
-    def _say(self, text: str) -> None:
-        self._bars.console.print(text, soft_wrap=True)
+        self.say(f"[green]finished[/] {run.name} [dim]({self._done} of {self._total})[/]")
 
 
 def _in_words(said: dict[str, Any], scale: Scale) -> str:

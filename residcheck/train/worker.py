@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from residcheck.errors import ExitStatus, ResidcheckError
-from residcheck.train.runs import Run, Taken, read_run
+from residcheck.locking import BUSY, Taken
+from residcheck.train.runs import Run, read_run
 
 TIED = "--tied"
-BUSY = 75
-"""Exit status of a worker whose run another process has; sysexits' EX_TEMPFAIL."""
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def _train(run: Run, stop: threading.Event) -> int:
 
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it did not write; filling it takes 8 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     corpus = read(run.corpus)
     with quiet_libraries():
         trainer = Trainer(run, corpus)
