@@ -42,6 +42,8 @@ def write_run(
     weights |= {name: np.exp(gains * layers) for name in WEIGHTS if "gain" in name}
     changes = read_arms()[arm].changes
     divisors = np.full(scale.layers, changes.rescale or 1.0)
+    if changes.rescale_learned:
+        divisors = np.linspace(0.9, 1.1, scale.layers)
     measured = Measured(loss + windows, dict.fromkeys(NORMS, stream), weights, divisors)
     write(path / "measured.json", measured)
     rate = math.exp(float(np.polyfit(layers, stream.mean(axis=0), 1)[0]))

@@ -156,7 +156,7 @@ def test_rescaling_removes_the_growth_or_not(
     found = verdict("rescale-residual", tmp_path)
     assert found.outcome is outcome
     assert note in found.note
-    assert "learned: divided by 1.0450, 1.0450" in found.note
+    assert "learned: divided by 0.900 (layer 0) to 1.100 (layer 11)" in found.note
     assert found.effect is not None
     assert found.effect.value == pytest.approx(left, abs=1e-3)
 

@@ -17,7 +17,7 @@ from residcheck.errors import ExitStatus
 from residcheck.intervention import all_interventions
 from residcheck.judging import judge_controls
 
-PLOTS = {"training.svg", "norms.svg", "differences.svg", "stored.svg"}
+PLOTS = {"training.svg", "norms.svg", "divisors.svg", "differences.svg", "stored.svg"}
 
 
 def controls(*arguments: object) -> Result:
@@ -52,6 +52,7 @@ def test_a_baseline_alone_is_shown(tmp_path: Path) -> None:
     result = controls(tmp_path, "--markdown", tmp_path / "page.md")
     assert result.exit_code == ExitStatus.OK, result.output
     assert "no finished run of rescale-residual" in " ".join(result.output.split())
+    assert not (tmp_path / "page" / "divisors.svg").exists()  # nothing is divided
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ _CAPTIONS = {
     "are thin.",
     "norms.svg": "Norm of the stream after each block of the trained model. Shaded: the window of "
     "the rates.",
+    "divisors.svg": "What the stream is divided by before each block: 1.045, or as learned; "
+    "below 1 it is multiplied.",
     "differences.svg": "Each arm minus the baseline: interval over seeds, and each pair of one "
     "seed as a ring. Shaded: what counts as no difference of rates.",
     "stored.svg": "Log rates per layer of the stream, of what is written to it, and of gains and "
@@ -67,6 +69,7 @@ def page(found: Comparison, judged: Sequence[Judged], folder: str, texts: dict[s
         "## How it grows",
         _plot("training.svg", folder, texts),
         _plot("norms.svg", folder, texts),
+        *(_plot(name, folder, texts) for name in ("divisors.svg",) if name in texts),
         *_table(runs),
         "## The arms",
         _descriptions(found),

@@ -40,12 +40,14 @@ def plots(found: Comparison) -> dict[str, tuple[str, str]]:
     drawn: Mapping[str, tuple[Callable[[Figure, Comparison], None], int, str]] = {
         "training": (_training, 300, "growth rate of each arm against the training step"),
         "norms": (_norms, 300, "norm of the stream per layer at the end, for each arm"),
+        "divisors": (_divisors, 220, "what the stream is divided by before each block"),
         "differences": (_differences, _rows(found, 1), "each arm minus the baseline"),
         "stored": (_stored, _rows(found, 0), "log rates per layer of what stores the growth"),
     }
     return {
         f"{name}.svg": (_svg(name, draw, height, text, found), text)
         for name, (draw, height, text) in drawn.items()
+        if name != "divisors" or _dividing(found)
     }
 
 
@@ -114,6 +116,24 @@ def _norms(figure: Figure, found: Comparison) -> None:
     _legend(figure, axes)
 
 
+def _dividing(found: Comparison) -> list[str]:
+    """Arms that divide their stream."""
+    runs = found.zoo.runs
+    return list(dict.fromkeys(r.arm.name for r in runs if r.arm.changes.rescale is not None))
+
+
+def _divisors(figure: Figure, found: Comparison) -> None:
+    axes = _lines(figure, "divisor of the stream", "layer")
+    axes.axhline(1, color=colour("muted"), linewidth=1)
+    for arm in _dividing(found):
+        each = np.array([found.runs[arm, s].measured.divisors for s in found.seeds_of(arm)])
+        layers = np.arange(each.shape[1], dtype=np.float64)
+        _draw_arm(axes, found.all_arms.index(arm), arm, layers, each, each.mean(axis=0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    _legend(figure, axes)
+
+
 def _lines(figure: Figure, up: str, across: str) -> Axes:
     axes = figure.add_axes((0.075, 0.15, 0.62, 0.75))
     axes.set_title(up, loc="left", pad=9)
@@ -148,7 +168,10 @@ def _labelled(line: Line2D) -> bool:
 
 def _differences(figure: Figure, found: Comparison) -> None:
     arms = [arm for arm in found.all_arms if arm != BASELINE]
-    panels = ((LOG_RATE, "log rate per layer minus the baseline's"), (LOSS, "loss minus, nats"))
+    panels = (
+        (LOG_RATE, "log rate per layer minus the baseline's"),
+        (LOSS, "loss minus the baseline's, nats"),
+    )
     for place, (quantity, title) in enumerate(panels):
         axes = _row_axes(figure, arms, place, len(panels), title)
         if quantity == LOG_RATE:

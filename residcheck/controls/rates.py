@@ -64,8 +64,3 @@ def over_windows(control: Control, reference: Control) -> Estimate:
     """Difference of two log rates on the same windows of the held-out text."""
     one, other = (_slopes(c, "resid_post_norm") for c in (control, reference))
     return over_prompts("difference of log rates", one - other, population=WINDOWS)
-
-
-def divisor(control: Control) -> float:
-    """What the stream is divided by before a block: geometric mean over the window's layers."""
-    return float(np.exp(np.log(control.measured.divisors[control.scale.window.window]).mean()))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from residcheck.controls.comparison import Comparison
-from residcheck.controls.rates import GAINS, LOG_RATE, LOSS, divisor
+from residcheck.controls.rates import GAINS, LOG_RATE, LOSS
 from residcheck.controls.reading import BASELINE
 from residcheck.stats import Decision, Estimate, Outcome, Region, decide
 from residcheck.stats.phase import RATE_MARGIN
@@ -29,10 +29,8 @@ def growth_removed(found: Comparison) -> Decision:
     notes = [f"the log rate is {left.value / grows.value:.2f} times the baseline's"]
     if found.seeds_of(LEARNED):
         beside += [found.mean(LEARNED, LOG_RATE), found.difference(LEARNED, LOSS)]
-        learned = [divisor(found.runs[LEARNED, seed]) for seed in found.seeds_of(LEARNED)]
         share = beside[3].value / grows.value
-        factors = ", ".join(f"{factor:.4f}" for factor in learned)
-        notes.append(f"learned: divided by {factors}, the log rate is {share:.2f} times it")
+        notes.append(f"learned: divided by {_learned(found)}, the log rate is {share:.2f} times it")
     decision = decide(left, *beside, note="; ".join(notes))
     if decision.outcome is Outcome.REFUTED and left.value < 0:
         decision = decision.with_note("the stream shrinks: more than its growth is taken away")
@@ -40,6 +38,14 @@ def growth_removed(found: Comparison) -> Decision:
         decision = replace(decision, outcome=Outcome.INCONCLUSIVE)
         decision = decision.with_note("the baseline does not grow: there is nothing to remove")
     return _honest(decision, found, RESCALED, BASELINE)
+
+
+def _learned(found: Comparison) -> str:
+    """What the stream is divided by before blocks, mean over seeds: the least and the most."""
+    each = [found.runs[LEARNED, seed].measured.divisors for seed in found.seeds_of(LEARNED)]
+    mean = np.mean(each, axis=0)
+    least, most = mean.argmin(), mean.argmax()
+    return f"{mean[least]:.3f} (layer {least}) to {mean[most]:.3f} (layer {most})"
 
 
 def grows_with_heads(found: Comparison) -> Decision:

@@ -12,7 +12,7 @@ from rich.table import Table
 from residcheck.console import STYLES, terminal
 from residcheck.controls import tables
 from residcheck.controls.comparison import Comparison
-from residcheck.controls.rates import divisor, rate
+from residcheck.controls.rates import rate
 from residcheck.intervention import provenance
 from residcheck.result import Judged
 from residcheck.verdict import estimate_json
@@ -65,7 +65,7 @@ def document(found: Comparison, judged: Sequence[Judged]) -> str:
                 "arm": arm,
                 "seed": seed,
                 "rate": estimate_json(rate(run)),
-                "divisor": divisor(run),
+                "divisors": run.measured.divisors.tolist(),
                 "values": dict(found.values[arm, seed]),
             }
             for (arm, seed), run in found.runs.items()
