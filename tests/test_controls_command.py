@@ -25,13 +25,14 @@ def controls(*arguments: object) -> Result:
 
 
 def test_a_zoo_is_compared_and_written(tmp_path: Path) -> None:
-    zoo = write_zoo(tmp_path / "zoo", RATES | {"heads-16": 0.05}, gains={"decay-all": 0.02})
+    rates, seeds = RATES | {"heads-16": 0.05}, (0, 1, 2)
+    zoo = write_zoo(tmp_path / "zoo", rates, gains={"decay-all": 0.02}, seeds=seeds)
     result = controls(zoo, "--json", tmp_path / "n.json", "--markdown", tmp_path / "page.md")
     assert result.exit_code == ExitStatus.OK, result.output
     assert "rescale-residual-learned" in result.output
     said = json.loads((tmp_path / "n.json").read_text(), parse_constant=pytest.fail)
-    assert len(said["runs"]) == 20
-    assert said["layout"]["seeds"] == [0, 1]
+    assert len(said["runs"]) == 30
+    assert said["layout"]["seeds"] == [0, 1, 2]
     assert {verdict["verdict"] for verdict in said["verdicts"]} == {"supported"}
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "page").iterdir()} == PLOTS

@@ -10,7 +10,7 @@ import numpy as np
 from residcheck.controls import rates
 from residcheck.controls.reading import BASELINE, Control, Zoo
 from residcheck.stats import Estimate, Region
-from residcheck.stats.blocks import MIN_ARMS, MIN_SEEDS, Blocks, no_interval
+from residcheck.stats.blocks import MIN_ARMS, MIN_SEEDS, Blocks, no_interval, own_seeds
 from residcheck.stats.fits import Floats
 
 
@@ -72,14 +72,18 @@ class Comparison:
         return no_interval(name, np.array(pairs), region)
 
     def mean(self, arm: str, quantity: str, region: Region | None = None) -> Estimate:
-        """An arm by itself, the same way."""
-        name, blocks = f"{quantity} of {arm}", self.blocks(quantity)
-        if blocks is not None and arm in self.arms:
-            return blocks.mean(name, self.arms.index(arm), region)
-        return no_interval(name, self.of_arm(arm, quantity), region)
+        """An arm by itself, with an interval over its own seeds, where it has two."""
+        return own_seeds(f"{quantity} of {arm}", self.of_arm(arm, quantity), region)
 
-    def why_undecided(self, *arms: str) -> str:
-        """Why some of ``arms`` have no interval over seeds; empty if all have one."""
+    def why_no_mean(self, arm: str) -> str:
+        """Why an arm by itself has no interval over seeds; empty if it has one."""
+        count = len(self.seeds_of(arm))
+        if not count:
+            return f"no finished run of {arm}"
+        return "" if count >= MIN_SEEDS else f"no interval over seeds: {arm} has {count}"
+
+    def why_no_difference(self, *arms: str) -> str:
+        """Why some of ``arms`` have none against the baseline; empty if all have one."""
         missing = [arm for arm in arms if not self.seeds_of(arm)]
         if missing:
             return f"no finished run of {', '.join(missing)}"

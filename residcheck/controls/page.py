@@ -94,8 +94,8 @@ def _worth(found: Comparison) -> str:
             "variance is one for all arms and is estimated from all of them. That is an "
             "assumption. The column of residuals shows how far single arms are from it; "
             "with two seeds a single arm cannot be tested for it.",
-            "- The interval of an arm by itself, as for the first claim, also has what moves all "
-            "arms of a seed, of which few seeds say little: it is wide.",
+            "- The interval of an arm by itself, as for the first claim, is Student's t over its "
+            "own seeds. Whatever moves all arms of a seed is in it: of few seeds it is wide.",
             "- Intervals over held-out windows speak of one trained model. They say nothing of "
             "what another seed would give.",
             "- The intervals are of single comparisons, at 95 %: of twenty that are nothing, one "

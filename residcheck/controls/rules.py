@@ -37,7 +37,7 @@ def growth_removed(found: Comparison) -> Decision:
     if grows.value <= RATE_MARGIN:
         decision = replace(decision, outcome=Outcome.INCONCLUSIVE)
         decision = decision.with_note("the baseline does not grow: there is nothing to remove")
-    return _honest(decision, found, RESCALED, BASELINE)
+    return _honest(decision, found.why_no_mean(RESCALED))
 
 
 def _learned(found: Comparison) -> str:
@@ -53,7 +53,7 @@ def grows_with_heads(found: Comparison) -> Decision:
     effect = found.difference(HEADS_16, LOG_RATE, Region(low=RATE_MARGIN))
     beside = [found.difference(arm, LOG_RATE) for arm in _there(found, HEADS_8)]
     beside += [found.difference(arm, LOSS) for arm in _there(found, HEADS_16, HEADS_8)]
-    return _honest(decide(effect, *beside), found, HEADS_16)
+    return _honest(decide(effect, *beside), found.why_no_difference(HEADS_16))
 
 
 def moved_by_decay(found: Comparison) -> Decision:
@@ -65,7 +65,7 @@ def moved_by_decay(found: Comparison) -> Decision:
     beside += [found.difference(arm, name) for arm in _there(found, DECAY_NONE) for name in stored]
     beside += [found.difference(arm, LOG_RATE) for arm in _there(found, DECAY_ALL, DECAY_NONE)]
     decision = decide(_size(signed, Region(low=RATE_MARGIN)), signed, *beside)
-    return _honest(decision, found, DECAY_ALL)
+    return _honest(decision, found.why_no_difference(DECAY_ALL))
 
 
 def _size(signed: Estimate, region: Region) -> Estimate:
@@ -80,9 +80,8 @@ def _there(found: Comparison, *arms: str) -> list[str]:
     return [arm for arm in arms if found.paired(arm)]
 
 
-def _honest(decision: Decision, found: Comparison, *arms: str) -> Decision:
+def _honest(decision: Decision, reason: str) -> Decision:
     """With the reason where there is no interval over seeds, and without numbers of nothing."""
-    reason = found.why_undecided(*arms)
     kept = tuple(e for e in decision.estimates if not np.isnan(e.value))
     decision = replace(decision, estimates=kept)
     if not reason:

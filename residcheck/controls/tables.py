@@ -48,7 +48,7 @@ def noise(found: Comparison) -> str:
     text = f"baseline: {', '.join(said)}"
     blocks = found.blocks(LOG_RATE)
     if blocks is None:
-        return f"{text}; {found.why_undecided(BASELINE)}"
+        return f"{text}; {found.why_no_difference(BASELINE)}"
     return (
         f"{text}; residuals of the log rate over {len(found.arms)} arms and "
         f"{len(found.seeds)} seeds: standard deviation {blocks.variance**0.5:.4f}, "
