@@ -14,6 +14,7 @@ import statsmodels.formula.api as smf
 from control_zoos import RATES, SCALE, write_run, write_zoo
 
 from residcheck.controls import Comparison, read_zoo, shipped
+from residcheck.controls.comparison import Layout
 from residcheck.controls.rates import LOG_RATE, LOSS, over_windows, rate
 from residcheck.errors import ResidcheckError, RunFileError, UsageError
 from residcheck.intervention import Intervention, all_interventions
@@ -95,7 +96,12 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [run.arm.name for run in zoo.runs] == [arm for arm in ORDER for _ in range(2)]
     assert zoo.name == "controls-made"
     found = Comparison.of(zoo)
-    assert (found.seeds, found.arms) == ((0, 1), ORDER)
+    assert found.layouts == {
+        "rescale-residual": Layout((*ORDER[:3],), (0, 1)),
+        "more-heads": Layout((ORDER[0], *ORDER[3:5]), (0, 1)),
+        "decay-layernorm-gains": Layout((ORDER[0], *ORDER[5:7]), (0, 1)),
+        "reference": Layout((ORDER[0], *ORDER[7:]), (0, 1)),
+    }
     one = found.runs["baseline", 0]
     assert rate(one).value == pytest.approx(one.history[-1].rate, rel=1e-6)
     assert found.values["baseline", 0][LOG_RATE] == pytest.approx(0.03, abs=1e-3)
@@ -106,15 +112,31 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_missing_seeds_shrink_the_layout(tmp_path: Path) -> None:
-    write_zoo(tmp_path, arms=ORDER[:5], seeds=(0, 1))
+    write_zoo(tmp_path, arms=(*ORDER[:5], *ORDER[7:]), seeds=(0, 1))
     write_run(tmp_path, "decay-all", 0)
     write_run(tmp_path, "baseline", 2)
+    write_run(tmp_path, "post-norm", 2)
     found = compared(tmp_path)
-    assert (found.seeds, found.arms) == ((0, 1), ORDER[:5])
+    assert found.layout("heads-16") == Layout((ORDER[0], *ORDER[3:5]), (0, 1))
+    # Three arms with two seeds are more degrees of freedom than one with three.
+    assert found.layout("post-norm") == Layout((ORDER[0], *ORDER[7:]), (0, 1))
     alone = found.difference("decay-all", LOG_RATE)
     assert np.isfinite(alone.value)
     assert (alone.low, alone.high) == (-np.inf, np.inf)
-    assert "decay-all lacks some of the seeds 0, 1" in found.why_no_difference("decay-all")
+    assert "2 seeds that decay-all, the baseline and" in found.why_no_difference("decay-all")
+
+
+def test_seeds_of_another_question_widen_no_interval(tmp_path: Path) -> None:
+    """Divided streams differ a lot between seeds; that says nothing of heads."""
+    write_zoo(tmp_path / "one")
+    write_zoo(tmp_path / "other", arms=("baseline", "heads-8", "heads-16"))
+    for seed, left in enumerate((-0.03, 0.03)):
+        for arm in ("rescale-residual", "rescale-residual-learned"):
+            write_run(tmp_path / "other", arm, seed, log_rate=left)
+    found = [
+        compared(tmp_path / name).difference("heads-16", LOG_RATE) for name in ("one", "other")
+    ]
+    assert all(one.high - one.low < 0.01 for one in found)
 
 
 @pytest.mark.parametrize(("arms", "seeds"), [(ORDER, (0,)), (ORDER[:1], (0, 1))])

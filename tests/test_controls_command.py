@@ -32,7 +32,7 @@ def test_a_zoo_is_compared_and_written(tmp_path: Path) -> None:
     assert "rescale-residual-learned" in result.output
     said = json.loads((tmp_path / "n.json").read_text(), parse_constant=pytest.fail)
     assert len(said["runs"]) == 30
-    assert said["layout"]["seeds"] == [0, 1, 2]
+    assert {tuple(layout["seeds"]) for layout in said["layouts"].values()} == {(0, 1, 2)}
     assert {verdict["verdict"] for verdict in said["verdicts"]} == {"supported"}
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "page").iterdir()} == PLOTS

@@ -14,28 +14,48 @@ from residcheck.stats.blocks import MIN_ARMS, MIN_SEEDS, Blocks, no_interval, ow
 from residcheck.stats.fits import Floats
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Arms that all have the same seeds, the baseline first; empty where there are none."""
+
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def merit(self) -> tuple[int, int]:
+        """Degrees of freedom of what is left, then seeds."""
+        return (len(self.arms) - 1) * (len(self.seeds) - 1), len(self.seeds)
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All quantities of all runs, and the layout over which seeds are compared.
+    """All quantities of all runs, and the layouts over which seeds are compared.
 
     Args:
         runs: by arm and seed.
         values: of each run, by the names of :func:`residcheck.controls.rates.values`.
-        arms: of the layout, the baseline first; all of them have all of ``seeds``.
-        seeds: of the layout; empty where there is none.
+        layouts: by question: its arms and the baseline. Arms of another question are left out:
+            how much seeds differ depends on what is done to the stream.
     """
 
     zoo: Zoo
     runs: Mapping[tuple[str, int], Control]
     values: Mapping[tuple[str, int], Mapping[str, float]]
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
+    layouts: Mapping[str, Layout]
 
     @classmethod
     def of(cls, zoo: Zoo) -> Comparison:
         runs = {(run.arm.name, run.seed): run for run in zoo.runs}
         values = {key: rates.values(run) for key, run in runs.items()}
-        return cls(zoo, runs, values, *_layout(list(runs)))
+        asked: dict[str, set[str]] = {}
+        for run in zoo.runs:
+            if run.arm.name != BASELINE:
+                asked.setdefault(run.arm.question, {BASELINE}).add(run.arm.name)
+        layouts = {
+            question: _layout([(arm, seed) for arm, seed in runs if arm in arms])
+            for question, arms in asked.items()
+        }
+        return cls(zoo, runs, values, layouts)
 
     @property
     def all_arms(self) -> list[str]:
@@ -53,18 +73,24 @@ class Comparison:
         """Values of an arm, ``[seed]``."""
         return np.array([self.values[arm, seed][quantity] for seed in self.seeds_of(arm)])
 
-    def blocks(self, quantity: str) -> Blocks | None:
-        """The layout of a quantity; None where there is none."""
-        if not self.seeds:
+    def layout(self, arm: str) -> Layout:
+        """The one in which an arm is held against the baseline; an empty one if there is none."""
+        own = (found for found in self.layouts.values() if arm in found.arms[1:])
+        return next(own, Layout())
+
+    def blocks(self, arm: str, quantity: str) -> tuple[Blocks, int] | None:
+        """A quantity over the layout of an arm, and the arm's place; None where there is none."""
+        layout = self.layout(arm)
+        if not layout.arms:
             return None
-        rows = [[self.values[arm, s][quantity] for s in self.seeds] for arm in self.arms]
-        return Blocks(np.array(rows))
+        rows = [[self.values[a, s][quantity] for s in layout.seeds] for a in layout.arms]
+        return Blocks(np.array(rows)), layout.arms.index(arm)
 
     def difference(self, arm: str, quantity: str, region: Region | None = None) -> Estimate:
         """An arm minus the baseline, with an interval over seeds where the layout has the arm."""
-        name, blocks = f"{quantity}, {arm} minus {BASELINE}", self.blocks(quantity)
-        if blocks is not None and arm in self.arms:
-            return blocks.difference(name, self.arms.index(arm), 0, region)
+        name, blocks = f"{quantity}, {arm} minus {BASELINE}", self.blocks(arm, quantity)
+        if blocks is not None:
+            return blocks[0].difference(name, blocks[1], 0, region)
         pairs = [
             self.values[arm, seed][quantity] - self.values[BASELINE, seed][quantity]
             for seed in self.paired(arm)
@@ -82,25 +108,20 @@ class Comparison:
             return f"no finished run of {arm}"
         return "" if count >= MIN_SEEDS else f"no interval over seeds: {arm} has {count}"
 
-    def why_no_difference(self, *arms: str) -> str:
-        """Why some of ``arms`` have none against the baseline; empty if all have one."""
-        missing = [arm for arm in arms if not self.seeds_of(arm)]
-        if missing:
-            return f"no finished run of {', '.join(missing)}"
-        if not self.seeds:
-            return (
-                f"no interval over seeds: it takes {MIN_SEEDS} seeds that the baseline and "
-                f"{MIN_ARMS - 1} other arms have in common"
-            )
-        outside = [arm for arm in arms if arm not in self.arms]
-        if outside:
-            seeds = ", ".join(map(str, self.seeds))
-            return f"no interval over seeds: {', '.join(outside)} lacks some of the seeds {seeds}"
-        return ""
+    def why_no_difference(self, arm: str) -> str:
+        """Why an arm has none against the baseline; empty if it has one."""
+        if not self.seeds_of(arm):
+            return f"no finished run of {arm}"
+        if self.layout(arm).arms:
+            return ""
+        return (
+            f"no interval over seeds: it takes {MIN_SEEDS} seeds that {arm}, the baseline and "
+            "another arm of its question have in common"
+        )
 
 
-def _layout(runs: list[tuple[str, int]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The arms and seeds of all complete layouts with the most degrees of freedom.
+def _layout(runs: list[tuple[str, int]]) -> Layout:
+    """The complete layout of these arms and seeds with the most degrees of freedom.
 
     Candidates are the seeds that single arms share with the baseline; of layouts alike in
     this, the one with the most seeds is taken.
@@ -109,11 +130,10 @@ def _layout(runs: list[tuple[str, int]]) -> tuple[tuple[str, ...], tuple[int, ..
     for arm, seed in runs:
         seeds.setdefault(arm, set()).add(seed)
     baseline = seeds.get(BASELINE, set())
-    best: tuple[tuple[int, int], tuple[str, ...], tuple[int, ...]] = ((0, 0), (), ())
+    found = [Layout()]
     for own in seeds.values():
         common = own & baseline
         arms = tuple(arm for arm, has in seeds.items() if common <= has)
         if len(common) >= MIN_SEEDS and len(arms) >= MIN_ARMS:
-            merit = ((len(arms) - 1) * (len(common) - 1), len(common))
-            best = max(best, (merit, arms, tuple(sorted(common))), key=lambda found: found[0])
-    return best[1], best[2]
+            found.append(Layout(arms, tuple(sorted(common))))
+    return max(found, key=lambda layout: layout.merit)

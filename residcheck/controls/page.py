@@ -90,10 +90,10 @@ def _worth(found: Comparison) -> str:
             "- Arms of one seed begin with the same weights and see the same batches. A difference "
             "between them is of the arm and of how training magnifies small differences; the "
             "intervals over seeds are about the second.",
-            "- Arms and seeds are taken as a randomised block design without interaction: the "
-            "variance is one for all arms and is estimated from all of them. That is an "
-            "assumption. The column of residuals shows how far single arms are from it; "
-            "with two seeds a single arm cannot be tested for it.",
+            "- The arms of a question and the baseline are taken as a randomised block design "
+            "without interaction: one variance for them, estimated from all of them. That is an "
+            "assumption, which two seeds cannot test. It is not made of different questions: "
+            "how far seeds differ depends on what is done to the stream (residuals).",
             "- The interval of an arm by itself, as for the first claim, is Student's t over its "
             "own seeds. Whatever moves all arms of a seed is in it: of few seeds it is wide.",
             "- Intervals over held-out windows speak of one trained model. They say nothing of "

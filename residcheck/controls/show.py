@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.markup import escape
@@ -70,7 +71,7 @@ def document(found: Comparison, judged: Sequence[Judged]) -> str:
             }
             for (arm, seed), run in found.runs.items()
         ],
-        "layout": {"arms": list(found.arms), "seeds": list(found.seeds)},
+        "layouts": {question: asdict(layout) for question, layout in found.layouts.items()},
         "differences": {
             arm: {
                 quantity: estimate_json(found.difference(arm, quantity))

@@ -43,17 +43,8 @@ def tables(found: Comparison) -> list[Table]:
 
 
 def noise(found: Comparison) -> str:
-    """How far apart the seeds of the baseline lie, and what is left beside arms and seeds."""
-    said = [_spread(found, LOG_RATE, "log rate"), _spread(found, LOSS, "loss")]
-    text = f"baseline: {', '.join(said)}"
-    blocks = found.blocks(LOG_RATE)
-    if blocks is None:
-        return f"{text}; {found.why_no_difference(BASELINE)}"
-    return (
-        f"{text}; residuals of the log rate over {len(found.arms)} arms and "
-        f"{len(found.seeds)} seeds: standard deviation {blocks.variance**0.5:.4f}, "
-        f"{blocks.dof} degrees of freedom"
-    )
+    """How far apart the seeds of the baseline lie."""
+    return f"baseline: {_spread(found, LOG_RATE, 'log rate')}, {_spread(found, LOSS, 'loss')}"
 
 
 def _spread(found: Comparison, quantity: str, name: str) -> str:
@@ -86,25 +77,22 @@ def _machines(found: Comparison) -> str:
 
 def _arms(found: Comparison) -> Table:
     head = ("arm", "seeds", "log rate minus baseline", "loss minus baseline", "residual")
-    blocks = found.blocks(LOG_RATE)
     rows = []
     for arm in found.all_arms:
-        residual = NONE
-        if blocks is not None and arm in found.arms:
-            own = blocks.residuals[found.arms.index(arm)]
-            residual = f"{np.sqrt((own**2).mean()):.4f}"
-        pairs = (NONE, NONE)
         if arm != BASELINE:
-            pairs = (
-                signed(found.difference(arm, LOG_RATE)),
-                signed(found.difference(arm, LOSS)),
-            )
-        rows.append((arm, str(len(found.seeds_of(arm))), *pairs, residual))
+            pairs = [signed(found.difference(arm, name)) for name in (LOG_RATE, LOSS)]
+            rows.append((arm, str(len(found.seeds_of(arm))), *pairs, _residual(found, arm)))
     note = (
-        "intervals over seeds: arms and seeds as a block design, with one variance for all arms; "
-        "residual: root mean square of what is left of the arm's log rate"
+        "intervals over seeds: the arms of a question and the baseline as a block design with one "
+        "variance; residual: standard deviation and degrees of freedom of what neither arm nor "
+        "seed explains of its log rates"
     )
     return Table("Arms against the baseline", head, tuple(rows), note=note)
+
+
+def _residual(found: Comparison, arm: str) -> str:
+    blocks = found.blocks(arm, LOG_RATE)
+    return NONE if blocks is None else f"{blocks[0].variance ** 0.5:.4f} ({blocks[0].dof})"
 
 
 def _stored(found: Comparison) -> Table:

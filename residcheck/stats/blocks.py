@@ -1,9 +1,9 @@
 """Arms and seeds as a randomised block design: intervals over seeds.
 
 All arms of a seed begin with the same weights and see the same batches, so that a seed is a
-block. With an effect for each arm and one for each seed, what is left varies as much in all arms
-(an assumption, which the residuals show the worth of), and is estimated from all of them
-together: two seeds alone would leave an arm one degree of freedom.
+block. With an effect for each arm and one for each seed, what is left is taken to vary as much
+in all arms, and is estimated from all of them together: two seeds alone would leave an arm one
+degree of freedom.
 """
 
 from __future__ import annotations
