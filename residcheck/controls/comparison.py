@@ -106,7 +106,7 @@ class Comparison:
         count = len(self.seeds_of(arm))
         if not count:
             return f"no finished run of {arm}"
-        return "" if count >= MIN_SEEDS else f"no interval over seeds: {arm} has {count}"
+        return "" if count >= MIN_SEEDS else f"no interval over seeds: {arm} has one"
 
     def why_no_difference(self, arm: str) -> str:
         """Why an arm has none against the baseline; empty if it has one."""
