@@ -48,6 +48,6 @@ def test_more_heads(controls: Comparison) -> Decision:
 def test_decay_layernorm_gains(controls: Comparison) -> Decision:
     """Log rate per layer of the gains (root mean square over the width, mean of both norms'
     rates), with decay on everything minus with decay on matrices only: more than 0.005 up or
-    down, where the interval is over seeds. Beside it the rates of the weights' norms, and both
-    without any decay."""
+    down, where the interval is over seeds. Beside it how far decay moves the gains as a whole,
+    the rates of the weights' norms, and all of it without any decay."""
     return moved_by_decay(controls)

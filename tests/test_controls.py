@@ -222,6 +222,9 @@ def test_decay_moves_what_gains_store_or_not(
     found = verdict("decay-layernorm-gains", tmp_path)
     assert found.outcome is outcome
     assert any("decay-none" in estimate.name for estimate in found.estimates)
+    # Gains grow from 1 by `moved` per layer; layers 2 to 10 of 12 lie 6 up in the mean.
+    assert f"decay-all: gains {np.exp(6 * moved):.2f}" in found.note
+    assert "decay-none: gains 1.00" in found.note or "decay-none: gains 0.99" in found.note
 
 
 def test_wide_intervals_decide_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WINDOWS = "other windows"
 """Of held-out text, of this very model: they say nothing of another seed."""
-LOG_RATE, LOSS, GAINS = "log rate", "loss", "gains"
+LOG_RATE, LOSS, GAINS, GAIN_SIZE = "log rate", "loss", "gains", "log size of gains"
 STORED: Mapping[str, str] = {
     "attn_out": "attn_out_norm",
     "mlp_out": "mlp_out_norm",
@@ -50,13 +50,19 @@ def _slopes(control: Control, name: str) -> Floats:
 
 
 def values(control: Control) -> dict[str, float]:
-    """All quantities that arms are compared by: rates are logs per layer, the loss is in nats."""
+    """All quantities that arms are compared by.
+
+    Rates are logs per layer, the loss is in nats, the size of the gains is the mean log of their
+    root mean squares over the window's layers and both norms.
+    """
     stored = {name: log_rate(control, key) for name, key in STORED.items()}
+    gains = [control.measured.weights[STORED[name]] for name in ("ln1 gain", "ln2 gain")]
     return {
         LOG_RATE: log_rate(control, "resid_post_norm"),
         LOSS: control.loss,
         **stored,
         GAINS: (stored["ln1 gain"] + stored["ln2 gain"]) / 2,
+        GAIN_SIZE: float(np.log(gains)[:, control.scale.window.window].mean()),
     }
 
 

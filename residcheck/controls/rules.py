@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from residcheck.controls.comparison import Comparison
-from residcheck.controls.rates import GAINS, LOG_RATE, LOSS
+from residcheck.controls.rates import GAIN_SIZE, GAINS, LOG_RATE, LOSS
 from residcheck.controls.reading import BASELINE
 from residcheck.stats import Decision, Estimate, Outcome, Region, decide
 from residcheck.stats.phase import RATE_MARGIN
@@ -64,7 +64,10 @@ def moved_by_decay(found: Comparison) -> Decision:
     beside += [found.difference(arm, name) for arm in _there(found, DECAY_ALL) for name in stored]
     beside += [found.difference(arm, name) for arm in _there(found, DECAY_NONE) for name in stored]
     beside += [found.difference(arm, LOG_RATE) for arm in _there(found, DECAY_ALL, DECAY_NONE)]
-    decision = decide(_size(signed, Region(low=RATE_MARGIN)), signed, *beside)
+    sizes = {arm: found.difference(arm, GAIN_SIZE) for arm in _there(found, DECAY_ALL, DECAY_NONE)}
+    notes = [f"{arm}: gains {np.exp(size.value):.3f} times as large" for arm, size in sizes.items()]
+    moved = _size(signed, Region(low=RATE_MARGIN))
+    decision = decide(moved, signed, *beside, note="; ".join(notes))
     return _honest(decision, found.why_no_difference(DECAY_ALL))
 
 
