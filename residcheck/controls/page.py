@@ -8,12 +8,11 @@ from pathlib import Path
 from residcheck.controls import tables
 from residcheck.controls.comparison import Comparison
 from residcheck.controls.plots import plots
-from residcheck.controls.reading import BASELINE
 from residcheck.controls.tables import Table
 from residcheck.errors import ResidcheckError
 from residcheck.files import write_text
 from residcheck.report.markdown import pipe_table, plain
-from residcheck.report.outline import SYMBOLS
+from residcheck.report.outline import SYMBOLS, count
 from residcheck.result import Judged
 from residcheck.verdict import Verdict
 
@@ -79,20 +78,21 @@ def page(found: Comparison, judged: Sequence[Judged], folder: str, texts: dict[s
 
 def _worth(found: Comparison) -> str:
     scale = found.zoo.scale
-    seeds = len(found.seeds_of(BASELINE))
+    seeds = sorted({len(found.seeds_of(arm)) for arm in found.all_arms})
+    least = f"{seeds[0]} to " if len(seeds) > 1 else ""
     window = scale.window
     return "\n".join(
         [
             f"- These are models of {_parameters(found)} parameters, trained on "
             f"{scale.tokens / 1e6:,.1f} million tokens of one kind of text, Python's own library, "
-            f"with {seeds} seed{'s' if seeds != 1 else ''}. What holds of them need not hold of "
+            f"with {least}{count(seeds[-1], 'seed')} an arm. What holds of them need not hold of "
             "models of other sizes, texts or lengths of training.",
             "- Arms of one seed begin with the same weights and see the same batches. A difference "
             "between them is of the arm and of how training magnifies small differences; the "
             "intervals over seeds are about the second.",
             "- The arms of a question and the baseline are taken as a randomised block design "
             "without interaction: one variance for them, estimated from all of them. That is an "
-            "assumption, which two seeds cannot test. It is not made of different questions: "
+            "assumption, which few seeds cannot test. It is not made of different questions: "
             "how far seeds differ depends on what is done to the stream (residuals).",
             "- The interval of an arm by itself, as for the first claim, is Student's t over its "
             "own seeds. Whatever moves all arms of a seed is in it: of few seeds it is wide.",

@@ -80,12 +80,13 @@ def _arms(found: Comparison) -> Table:
     rows = []
     for arm in found.all_arms:
         if arm != BASELINE:
-            pairs = [signed(found.difference(arm, name)) for name in (LOG_RATE, LOSS)]
-            rows.append((arm, str(len(found.seeds_of(arm))), *pairs, _residual(found, arm)))
+            growth, loss = (found.difference(arm, name) for name in (LOG_RATE, LOSS))
+            row = arm, str(growth.n), signed(growth), signed(loss), _residual(found, arm)
+            rows.append(row)
     note = (
-        "intervals over seeds: the arms of a question and the baseline as a block design with one "
-        "variance; residual: standard deviation and degrees of freedom of what neither arm nor "
-        "seed explains of its log rates"
+        "over the seeds that the arms of a question and the baseline have in common, as a block "
+        "design with one variance; residual: standard deviation and degrees of freedom of what "
+        "neither arm nor seed explains of its log rates"
     )
     return Table("Arms against the baseline", head, tuple(rows), note=note)
 
