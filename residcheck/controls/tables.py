@@ -97,11 +97,11 @@ def _residual(found: Comparison, arm: str) -> str:
 
 
 def _stored(found: Comparison) -> Table:
-    head = ("arm", "stream", *STORED)
-    rows = [
-        (arm, *(f"{found.of_arm(arm, name).mean():+.4f}" for name in (LOG_RATE, *STORED)))
-        for arm in found.all_arms
-    ]
+    head = ("arm", "seeds", "stream", *STORED)
+    rows = []
+    for arm in found.all_arms:
+        means = (f"{found.of_arm(arm, name).mean():+.4f}" for name in (LOG_RATE, *STORED))
+        rows.append((arm, str(len(found.seeds_of(arm))), *means))
     note = "log rates per layer of norms, mean over seeds; folded: with the gain that is read"
     return Table("Where the growth is stored", head, tuple(rows), note=note)
 
