@@ -56,6 +56,17 @@ def test_a_baseline_alone_is_shown(tmp_path: Path) -> None:
     assert not (tmp_path / "page" / "divisors.svg").exists()  # nothing is divided
 
 
+def test_an_arm_that_hardly_learnt_is_named(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", arms=("baseline", "heads-8"))
+    write_run(tmp_path / "zoo", "post-norm", 0, loss=6.6)
+    result = controls(tmp_path / "zoo", "--markdown", tmp_path / "page.md")
+    said = "post-norm hardly learnt, at 2.6 nats above the baseline"
+    assert said in " ".join(result.output.split())
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert said in page
+    assert "heads-8 hardly" not in page
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     """Texts of a zoo of one's own may say anything."""
     write_run(tmp_path, "baseline", 0)

@@ -55,7 +55,7 @@ def page(found: Comparison, judged: Sequence[Judged], folder: str, texts: dict[s
         "# Trained controls",
         "Written by `residcheck controls --markdown` from the runs themselves.",
         plain(f"{found.zoo.name}: {tables.subject(found)}."),
-        *(plain(f"{line}.") for line in tables.left_out(found)),
+        *(plain(f"{line}.") for line in tables.warnings(found)),
         "## What can be concluded",
         _worth(found),
         "## The claims of family H",

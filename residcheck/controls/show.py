@@ -25,7 +25,7 @@ def show(found: Comparison, judged: Sequence[Judged]) -> None:
     """Runs, arms, where growth is stored, and the verdicts."""
     console = terminal()
     console.print(f"[bold]{escape(found.zoo.name)}[/]: {escape(tables.subject(found))}")
-    for line in tables.left_out(found):
+    for line in tables.warnings(found):
         console.print(f"[yellow]{escape(line)}[/]")
     for one in tables.tables(found):
         table = Table(title=one.title, title_justify="left", title_style="bold",

@@ -15,6 +15,8 @@ from residcheck.report.outline import count
 from residcheck.stats import Estimate
 
 NONE = "-"
+UNLEARNT = 1.0
+"""Nats above the baseline, from which on a model does another thing than the baseline."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ def signed(estimate: Estimate) -> str:
     return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
 
-def left_out(found: Comparison) -> Iterator[str]:
+def warnings(found: Comparison) -> Iterator[str]:
+    """What to know before the numbers are read."""
     if found.zoo.unfinished:
         yield f"not finished, and left out: {', '.join(found.zoo.unfinished)}"
+    for arm in found.all_arms:
+        gap = float(found.of_arm(arm, LOSS).mean() - found.of_arm(BASELINE, LOSS).mean())
+        if gap > UNLEARNT:
+            yield f"{arm} hardly learnt, at {gap:.1f} nats above the baseline: do not compare it"
