@@ -219,6 +219,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.1)
 
 
+def test_an_arm_may_be_trained_more_gently() -> None:
+    scale = replace(TINY, steps=100, warm_up=10, learning_rate=1.0)
+    gentle = read_arms()["post-norm"].schedule(scale)
+    assert (gentle.learning_rate, gentle.warm_up) == (0.3, 50)
+    assert replace(gentle, learning_rate=1.0, warm_up=10) == scale
+    others = [arm for name, arm in read_arms().items() if name != "post-norm"]
+    assert all(arm.schedule(scale) == scale for arm in others)
+
+
 @pytest.mark.parametrize("arm", ["baseline", "rescale-residual", "rmsnorm"])
 def test_growth_is_that_of_the_true_stream(arm: str) -> None:
     model = model_of(arm)

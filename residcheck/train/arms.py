@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
 from residcheck.errors import UsageError
+from residcheck.train.scales import Scale
 
 Norm = Literal["LayerNorm", "RMSNorm"]
 Decay = Literal["matrices", "all", "none"]
@@ -62,6 +63,8 @@ class Arm:
         heads: attention heads, which share out the same width.
         decay: what weight decay acts on; ``matrices`` are all weights but gains and biases,
             embeddings among them.
+        learning_rate: of the scale's, the share that it is trained with.
+        warm_up: how many times as long as the scale's its warm-up is.
     """
 
     name: str
@@ -69,7 +72,15 @@ class Arm:
     description: str
     heads: int = 4
     decay: Decay = "matrices"
+    learning_rate: float = 1.0
+    warm_up: float = 1.0
     changes: Changes = field(default_factory=Changes)
+
+    def schedule(self, scale: Scale) -> Scale:
+        """The scale, with the learning rate and the warm-up of this arm."""
+        warm_up = round(scale.warm_up * self.warm_up)
+        rate = scale.learning_rate * self.learning_rate
+        return replace(scale, learning_rate=rate, warm_up=warm_up)
 
 
 @cache

@@ -48,6 +48,7 @@ class Trainer:
     def __init__(self, run: Run, corpus: Corpus) -> None:
         torch.set_num_threads(run.threads)
         self._run, scale = run, run.scale
+        self._schedule = run.arm.schedule(scale)
         self._gpu = scale.device == "cuda"
         self._batches = Batches(corpus.training, corpus.mark, scale.context, scale.batch, run.seed)
         self._held_out = self._placed(
@@ -120,7 +121,7 @@ class Trainer:
             loss = loss * (len(some) / scale.batch)
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.item()
-        update(self._optimiser, self._parameters, learning_rate(self.step, scale))
+        update(self._optimiser, self._parameters, learning_rate(self.step, self._schedule))
         self.step += 1
         self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
         return value
@@ -135,7 +136,7 @@ class Trainer:
             tokens=self.step * scale.tokens_per_step,
             train_loss=self._loss_sum / count if count else None,
             held_out_loss=grown.loss,
-            learning_rate=learning_rate(max(0, self.step - 1), scale),
+            learning_rate=learning_rate(max(0, self.step - 1), self._schedule),
             tokens_per_second=speed,
             resid_pre_norm=tuple(grown.pre.mean(axis=(0, 1)).tolist()),
             resid_post_norm=tuple(grown.post.mean(axis=(0, 1)).tolist()),
