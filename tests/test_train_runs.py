@@ -171,6 +171,18 @@ def test_runs_go_seed_by_seed_with_the_baseline_first(tmp_path: Path) -> None:
     assert [one.name for one in runs] == names
 
 
+def test_a_run_follows_the_schedule_of_its_arm(tmp_path: Path) -> None:
+    """At none of the learning rate nothing moves."""
+    one, still = run(tmp_path / "a"), run(tmp_path / "b")
+    still = replace(still, arm=replace(still.arm, learning_rate=0.0))
+    for each in (one, still):
+        train(each)
+    assert len({record.held_out_loss for record in history.read(one.history)}) > 3
+    (loss,) = {record.held_out_loss for record in history.read(still.history)}
+    assert loss == history.read(one.history)[0].held_out_loss
+    assert {record.learning_rate for record in history.read(still.history)} == {0.0}
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     one = run(tmp_path)
     assert write_run(replace(one, threads=2)).threads == 1  # goes on as it was begun
