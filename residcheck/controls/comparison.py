@@ -78,19 +78,18 @@ class Comparison:
         own = (found for found in self.layouts.values() if arm in found.arms[1:])
         return next(own, Layout())
 
-    def blocks(self, arm: str, quantity: str) -> tuple[Blocks, int] | None:
-        """A quantity over the layout of an arm, and the arm's place; None where there is none."""
-        layout = self.layout(arm)
+    def blocks(self, layout: Layout, quantity: str) -> Blocks | None:
+        """A quantity over a layout; None over an empty one."""
         if not layout.arms:
             return None
         rows = [[self.values[a, s][quantity] for s in layout.seeds] for a in layout.arms]
-        return Blocks(np.array(rows)), layout.arms.index(arm)
+        return Blocks(np.array(rows))
 
     def difference(self, arm: str, quantity: str, region: Region | None = None) -> Estimate:
         """An arm minus the baseline, with an interval over seeds where the layout has the arm."""
-        name, blocks = f"{quantity}, {arm} minus {BASELINE}", self.blocks(arm, quantity)
-        if blocks is not None:
-            return blocks[0].difference(name, blocks[1], 0, region)
+        name, layout = f"{quantity}, {arm} minus {BASELINE}", self.layout(arm)
+        if blocks := self.blocks(layout, quantity):
+            return blocks.difference(name, layout.arms.index(arm), 0, region)
         pairs = [
             self.values[arm, seed][quantity] - self.values[BASELINE, seed][quantity]
             for seed in self.paired(arm)

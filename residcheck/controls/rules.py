@@ -60,11 +60,11 @@ def moved_by_decay(found: Comparison) -> Decision:
     """Does the log rate of the gains differ by more than 0.005, up or down?"""
     signed = found.difference(DECAY_ALL, GAINS)
     stored = ("W_OV", "W_in", "W_out", "W_OV folded", "W_in folded")
+    arms = _there(found, DECAY_ALL, DECAY_NONE)
     beside = [found.difference(arm, GAINS) for arm in _there(found, DECAY_NONE)]
-    beside += [found.difference(arm, name) for arm in _there(found, DECAY_ALL) for name in stored]
-    beside += [found.difference(arm, name) for arm in _there(found, DECAY_NONE) for name in stored]
-    beside += [found.difference(arm, LOG_RATE) for arm in _there(found, DECAY_ALL, DECAY_NONE)]
-    sizes = {arm: found.difference(arm, GAIN_SIZE) for arm in _there(found, DECAY_ALL, DECAY_NONE)}
+    beside += [found.difference(arm, name) for arm in arms for name in stored]
+    beside += [found.difference(arm, LOG_RATE) for arm in arms]
+    sizes = {arm: found.difference(arm, GAIN_SIZE) for arm in arms}
     notes = [f"{arm}: gains {np.exp(size.value):.3f} times as large" for arm, size in sizes.items()]
     moved = _size(signed, Region(low=RATE_MARGIN))
     decision = decide(moved, signed, *beside, note="; ".join(notes))

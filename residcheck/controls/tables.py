@@ -94,8 +94,8 @@ def _arms(found: Comparison) -> Table:
 
 
 def _residual(found: Comparison, arm: str) -> str:
-    blocks = found.blocks(arm, LOG_RATE)
-    return NONE if blocks is None else f"{blocks[0].variance ** 0.5:.4f} ({blocks[0].dof})"
+    blocks = found.blocks(found.layout(arm), LOG_RATE)
+    return NONE if blocks is None else f"{blocks.variance**0.5:.4f} ({blocks.dof})"
 
 
 def _stored(found: Comparison) -> Table:
